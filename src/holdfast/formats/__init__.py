@@ -1,0 +1,1 @@
+"""Containers: reader and writer of one format in one file. No tensors here: documents, segments, bytes."""

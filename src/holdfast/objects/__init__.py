@@ -1,0 +1,1 @@
+"""Live objects and the trees that hold their state; opens no file."""

@@ -1,0 +1,39 @@
+"""Names in the tree: a path is a tuple of typed keys, printed dotted for people."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.spec import Path
+
+
+def dotted(path: Iterable[object]) -> str:
+    """``("model", "layers", 0)`` as ``model.layers.0``; for people only, since "0" and 0 print the same."""
+    return ".".join(str(key) for key in path) or "(root)"
+
+
+def matches(path: Path, glob: str) -> bool:
+    """Whether the dotted form of ``path`` fits a shell-style pattern; ``*`` also crosses dots."""
+    return fnmatch.fnmatchcase(dotted(path), glob)
+
+
+def printable(text: str) -> str:
+    """``text`` with control, format, surrogate and private characters escaped, so that a name from a file can
+    neither move the cursor nor reverse the line it stands in."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if unicodedata.category(char)[0] not in "CZ" or char == " " else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def is_key(value: Any) -> bool:
+    """Whether ``value`` can be one level of a path: a string, an integer, a bool, None or a finite float."""
+    if isinstance(value, float):
+        return type(value) is float and math.isfinite(value)
+    return value is None or type(value) in (str, int, bool)

@@ -1,0 +1,415 @@
+"""Plain values with their types: live Python values on one side, an inert tree on the other.
+
+The *inert tree* is what every container stores and what every reader yields: atoms (None, bool, int, float, complex,
+str, bytes), lists, dicts with string keys, :class:`Typed` for every other type, and leaves for tensors. ``lower`` makes
+one from live values, ``lift`` turns one back. Neither imports or calls anything that a file names, except a class that
+the caller listed in ``trusted``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import importlib
+import pathlib
+import sys
+import zoneinfo
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import CorruptFile, UnsupportedValue, UntrustedType
+from holdfast.spec import Path
+from holdfast.state.paths import dotted
+
+MAX_DEPTH = 500
+"""Nesting that a tree may have; Python's own recursion limit is 1000."""
+
+ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+Tree = Any
+"""An inert tree. Typed as Any because recursive types hide more than they say."""
+
+
+class Typed(msgspec.Struct, frozen=True):
+    """A value whose type is not an atom, list or dict: ``Typed("path", "a/b")``.
+
+    Attributes:
+        kind: a name of :data:`KINDS`, or one that serialization adds for tensors.
+        payload: an inert tree.
+    """
+
+    kind: str
+    payload: Any
+
+
+class Record:
+    """A value of a class that was not trusted: the class name and its fields, by attribute.
+
+    Example:
+        >>> config = Record("my.pkg.Config", {"width": 64})
+        >>> config.width
+        64
+    """
+
+    def __init__(self, type_name: str, fields: dict[str, Any], form: str = "dataclass") -> None:
+        self.__dict__.update(fields)
+        self.__dict__["_record"] = (type_name, form)
+
+    @property
+    def type_name(self) -> str:
+        """The class that was saved, ``my.pkg.Config``."""
+        return str(self.__dict__["_record"][0])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The values by name."""
+        return {name: value for name, value in self.__dict__.items() if name != "_record"}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # fields may be lists
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
+        return f"Record({self.type_name}: {inside})"
+
+
+class Opaque(msgspec.Struct):
+    """What stands where a file holds an object of a class that is not rebuilt: its name and what it was made of.
+
+    Attributes:
+        type_name: ``my.pkg.Net``.
+        args: the arguments that the file would have passed to it.
+        state: what the file would have put into it afterwards.
+    """
+
+    type_name: str
+    args: Any = ()
+    state: Any = None
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """How one Python type is taken apart and put together.
+
+    Attributes:
+        name: what the file calls it.
+        type: the exact class.
+        lower: live value -> a payload of simpler live values (lowered further).
+        lift: lifted payload -> live value. May raise TypeError, ValueError or LookupError on a payload that lies.
+        plain: lifted payload -> the nearest type that ``torch.load(weights_only=True)`` accepts.
+    """
+
+    name: str
+    type: type
+    lower: Callable[[Any], Any]
+    lift: Callable[[Any], Any]
+    plain: Callable[[Any], Any]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _pairs(mapping: Any) -> list[list[Any]]:
+    return [[key, value] for key, value in mapping.items()]
+
+
+_FACTORIES = {cls.__name__: cls for cls in (list, dict, int, float, str, set, tuple, bool)}
+
+
+def _lower_defaultdict(value: Any) -> dict[str, Any]:
+    factory = value.default_factory
+    if factory is not None and _FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
+        raise TypeError(f"its default_factory is {factory!r}; only {', '.join(sorted(_FACTORIES))} can be stored")
+    return {"factory": factory and factory.__name__, "items": _pairs(value)}
+
+
+def _lift_defaultdict(payload: Any) -> Any:
+    factory = payload["factory"]
+    return collections.defaultdict(None if factory is None else _FACTORIES[factory], payload["items"])
+
+
+def _lower_datetime(value: datetime.datetime) -> dict[str, Any]:
+    zone = value.tzinfo
+    if zone is None or type(zone) is datetime.timezone:
+        return {"iso": value.isoformat(), "fold": value.fold}
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
+        return {"iso": value.replace(tzinfo=None).isoformat(), "fold": value.fold, "zone": zone.key}
+    raise TypeError(f"its time zone is a {type(zone).__name__}; use datetime.timezone or a named ZoneInfo")
+
+
+def _lift_datetime(payload: Any) -> datetime.datetime:
+    value = datetime.datetime.fromisoformat(payload["iso"]).replace(fold=payload["fold"])
+    if "zone" not in payload:
+        return value
+    name = payload["zone"]
+    if name not in zoneinfo.available_timezones():  # the name becomes part of a path on disk
+        raise ValueError(f"no time zone {name!r} here")
+    return value.replace(tzinfo=zoneinfo.ZoneInfo(name))
+
+
+def _stdlib_kinds() -> Iterator[Kind]:
+    yield Kind("tuple", tuple, list, tuple, tuple)
+    yield Kind("set", set, list, set, set)
+    yield Kind("frozenset", frozenset, list, frozenset, list)
+    yield Kind("dict", dict, _pairs, dict, dict)  # only dicts with keys that are not all strings
+    yield Kind("ordered_dict", collections.OrderedDict, _pairs, collections.OrderedDict, collections.OrderedDict)
+    yield Kind("counter", collections.Counter, _pairs, lambda p: collections.Counter(dict(p)), dict)
+    yield Kind("defaultdict", collections.defaultdict, _lower_defaultdict, _lift_defaultdict, lambda p: dict(p["items"]))
+    yield Kind(
+        "deque",
+        collections.deque,
+        lambda v: {"items": list(v), "maxlen": v.maxlen},
+        lambda p: collections.deque(p["items"], p["maxlen"]),
+        lambda p: list(p["items"]),
+    )
+    yield Kind("bytearray", bytearray, bytes, bytearray, bytes)
+    yield Kind("namespace", argparse.Namespace, lambda v: dict(vars(v)), lambda p: argparse.Namespace(**p), _same)
+    for path_type in (pathlib.PosixPath, pathlib.WindowsPath):
+        yield Kind("path", path_type, str, pathlib.Path, str)
+    for pure_type in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+        yield Kind(pure_type.__name__, pure_type, str, pure_type, str)
+    yield Kind("datetime", datetime.datetime, _lower_datetime, _lift_datetime, lambda p: p["iso"])
+    yield Kind("date", datetime.date, datetime.date.isoformat, datetime.date.fromisoformat, _same)
+    yield Kind("time", datetime.time, datetime.time.isoformat, datetime.time.fromisoformat, _same)
+    yield Kind(
+        "timedelta",
+        datetime.timedelta,
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda p: datetime.timedelta(days=p[0], seconds=p[1], microseconds=p[2]),
+        lambda p: p[0] * 86400 + p[1] + p[2] / 1e6,
+    )
+    yield Kind("fraction", fractions.Fraction, lambda v: [v.numerator, v.denominator], lambda p: fractions.Fraction(*p), _same)
+    yield Kind("decimal", decimal.Decimal, str, decimal.Decimal, _same)
+    yield Kind("slice", slice, lambda v: [v.start, v.stop, v.step], lambda p: slice(*p), list)
+    yield Kind("range", range, lambda v: [v.start, v.stop, v.step], lambda p: range(*p), list)
+    yield Kind("ellipsis", type(...), lambda _: None, lambda _: ..., _same)
+
+
+KINDS: dict[str, Kind] = {}
+_BY_TYPE: dict[type, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Adds a kind. Used here for the standard library and by serialization for torch and numpy."""
+    KINDS[kind.name] = kind
+    _BY_TYPE[kind.type] = kind
+
+
+for _kind in _stdlib_kinds():
+    register(_kind)
+
+
+class Lowering(msgspec.Struct):
+    """What ``lower`` asks about values it does not know itself.
+
+    Attributes:
+        leaf: (value, path) -> the inert leaf for a tensor, or None when the value is no tensor.
+        replace: (value, path) -> a simpler live value to lower instead (a module's state_dict), or None.
+    """
+
+    leaf: Callable[[Any, Path], Any | None]
+    replace: Callable[[Any, Path], Any | None]
+
+
+def lower(value: Any, how: Lowering, path: Path = ()) -> Tree:
+    """Live values to an inert tree.
+
+    Raises:
+        UnsupportedValue: a value that can't be stored, a cycle, or nesting past ``MAX_DEPTH``; names its path.
+    """
+    return _lower(value, how, path, [])
+
+
+def _lower(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
+    cls = type(value)
+    if cls in ATOMS:
+        return value
+    leaf = how.leaf(value, path)
+    if leaf is not None:
+        return leaf
+    if id(value) in above:
+        raise UnsupportedValue(f"{dotted(path)}: contains itself; break the cycle before saving", path=dotted(path))
+    if len(above) >= MAX_DEPTH:
+        raise UnsupportedValue(f"{dotted(path)}: nested deeper than {MAX_DEPTH} levels", path=dotted(path))
+    above.append(id(value))
+    try:
+        return _lower_composite(value, cls, how, path, above)
+    finally:
+        above.pop()
+
+
+def _lower_composite(value: Any, cls: type, how: Lowering, path: Path, above: list[int]) -> Tree:
+    if cls is list:
+        return [_lower(item, how, (*path, index), above) for index, item in enumerate(value)]
+    if cls is dict and all(type(key) is str for key in value):
+        return {key: _lower(item, how, (*path, key), above) for key, item in value.items()}
+    if cls is collections.OrderedDict and vars(value):
+        return _lower_state_dict(value, how, path, above)
+    kind = _BY_TYPE.get(cls)
+    if kind is not None:
+        try:
+            payload = kind.lower(value)
+        except TypeError as reason:
+            raise UnsupportedValue(f"{dotted(path)}: {_name(cls)} can't be stored: {reason}", path=dotted(path)) from None
+        return Typed(kind.name, _lower_payload(payload, how, path, above))
+    simpler = how.replace(value, path)
+    if simpler is not None:
+        return _lower(simpler, how, path, above)
+    fields = _record_fields(value, cls, path)
+    return Typed("record", {**fields, "fields": _lower_payload(fields["fields"], how, path, above)})
+
+
+def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
+    attributes = vars(value)
+    if set(attributes) != {"_metadata"}:
+        names = ", ".join(sorted(set(attributes) - {"_metadata"}))
+        raise UnsupportedValue(
+            f"{dotted(path)}: an OrderedDict with attributes ({names}) that a file would lose; delete them before saving",
+            path=dotted(path),
+        )
+    items = _lower_payload(_pairs(value), how, path, above)
+    if all(type(key) is str for key in value):
+        items = {key: item for key, item in items}
+    metadata = _lower_payload(_pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
+    return Typed("state_dict", {"items": items, "metadata": metadata})
+
+
+def _lower_payload(payload: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
+    """Payloads are made here, not by the user: pairs keep the key of their value as the path."""
+    cls = type(payload)
+    if cls is dict:
+        return {key: _lower_payload(item, how, (*path, key), above) for key, item in payload.items()}
+    if cls is list and payload and all(type(item) is list and len(item) == 2 for item in payload):
+        return [[_lower(key, how, path, above), _lower(item, how, (*path, key), above)] for key, item in payload]
+    if cls is list:
+        return [_lower(item, how, (*path, index), above) for index, item in enumerate(payload)]
+    return _lower(payload, how, path, above)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+
+
+def _record_fields(value: Any, cls: type, path: Path) -> dict[str, Any]:
+    if isinstance(value, enum.Enum):
+        return {"class": _name(cls), "form": "enum", "fields": {"name": value.name, "value": value.value}}
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        return {"class": _name(cls), "form": "namedtuple", "fields": dict(zip(cls._fields, value, strict=True))}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {"class": _name(cls), "form": "dataclass", "fields": {name: getattr(value, name) for name in names}}
+    raise UnsupportedValue(
+        f"{dotted(path)}: a value of type {_name(cls)} can't be stored. Store what it is made of (numbers, strings, "
+        "lists, dicts, tensors), or give the class state_dict() and load_state_dict()",
+        path=dotted(path),
+    )
+
+
+class Lifting(msgspec.Struct):
+    """What ``lift`` asks about leaves and classes.
+
+    Attributes:
+        leaf: an inert leaf -> a tensor.
+        trusted: full names of classes that may be imported and rebuilt.
+        opaque: whether objects of other classes come back as :class:`Opaque` instead of an error.
+        file: named in errors.
+    """
+
+    leaf: Callable[[Any], Any]
+    trusted: Collection[str] = ()
+    opaque: bool = False
+    file: str = "file"
+
+
+def lift(tree: Tree, how: Lifting) -> Any:
+    """An inert tree to live values.
+
+    Raises:
+        CorruptFile: a payload that does not fit its kind.
+        UntrustedType: a class that is not in ``trusted``, unless ``opaque``.
+    """
+    cls = type(tree)
+    if cls in ATOMS:
+        return tree
+    if cls is dict:
+        return {key: lift(item, how) for key, item in tree.items()}
+    if cls is list:
+        return [lift(item, how) for item in tree]
+    if cls is Opaque:
+        return _lift_opaque(tree, how)
+    if cls is not Typed:
+        return how.leaf(tree)
+    if tree.kind == "record":
+        return _lift_record(tree.payload, how)
+    if tree.kind == "state_dict":
+        return _lift_state_dict(tree.payload, how)
+    kind = KINDS.get(tree.kind)
+    if kind is None:
+        raise CorruptFile(
+            f"{how.file}: holds a value of kind {tree.kind!r} that this version does not know; a newer holdfast wrote it",
+            file=how.file,
+        )
+    try:
+        return kind.lift(lift(tree.payload, how))
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:
+        raise CorruptFile(f"{how.file}: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
+
+
+def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
+    if how.opaque:
+        return Opaque(tree.type_name, lift(tree.args, how), lift(tree.state, how))
+    raise UntrustedType(
+        f"{how.file}: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
+        f"holdfast.restore or holdfast.open for the parts you need, or opaque=True for inert placeholders",
+        file=how.file,
+    )
+
+
+def _lift_state_dict(payload: Any, how: Lifting) -> Any:
+    items = lift(payload["items"], how)
+    result = collections.OrderedDict(items.items() if isinstance(items, dict) else items)
+    metadata = collections.OrderedDict(lift(payload["metadata"], how))
+    result._metadata = metadata  # type: ignore[attr-defined]  # where torch keeps module versions
+    return result
+
+
+def _lift_record(payload: Any, how: Lifting) -> Any:
+    name, form, fields = payload["class"], payload["form"], lift(payload["fields"], how)
+    if name not in how.trusted:
+        return Record(name, fields, form)
+    cls = trusted_class(name)
+    if form == "enum":
+        return cls[fields["name"]]
+    if form == "namedtuple":
+        return cls(**fields)
+    value = cls.__new__(cls)  # as copy and pickle do: __init__ may have side effects and other arguments
+    for field, item in fields.items():
+        object.__setattr__(value, field, item)
+    return value
+
+
+def trusted_class(name: str) -> Any:
+    """Imports a class that the caller named in ``trusted=``."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module = sys.modules.get(".".join(parts[:cut]))
+        if module is None:
+            try:
+                module = importlib.import_module(".".join(parts[:cut]))
+            except ModuleNotFoundError:
+                continue
+        found: Any = module
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        if isinstance(found, type):
+            return found
+    raise UntrustedType(f"trusted name {name!r} is no class that can be imported here")

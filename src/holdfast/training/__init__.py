@@ -1,0 +1,1 @@
+"""The run: position, triggers, commits."""

@@ -1,0 +1,1 @@
+"""One save or one restore from end to end."""
