@@ -152,12 +152,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         path: where it goes in the tree.
-        spec: what it is; ``spec.stride`` is that of the saved tensor.
+        spec: what it is; ``spec.stride`` is how the elements lie in the file (None: row-major).
         file: the container in the checkpoint's folder, and ``name`` the tensor's name inside it.
         offset: first byte of the tensor in ``file``, counted from the start of the file.
         length: its bytes there.
         chunks: one digest (hex) for each chunk of 8 MiB, the last shorter.
-        alias_of: the path of the entry that stores the bytes, when this one shares them.
+        alias_of: the path of the entry that stores the bytes, when this one shares them; ``offset`` then lies inside it.
+        live_stride: the stride that the tensor had in memory, when it is not that of ``spec``.
+        requires_grad: as saved.
     """
 
     path: Path
@@ -168,3 +170,5 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     length: int
     chunks: tuple[str, ...] = ()
     alias_of: Path | None = None
+    live_stride: tuple[int, ...] | None = None
+    requires_grad: bool = False

@@ -48,16 +48,19 @@ class StoredTensor(msgspec.Struct, eq=False):
     """A tensor that is still bytes: its spec and its place in a segment.
 
     Attributes:
-        spec: dtype, shape, stride.
+        spec: dtype, shape and stride of the elements as they lie in the segment.
         segment: the bytes.
         offset: bytes from the start of the segment to the first element.
         requires_grad: as saved.
+        live_stride: the stride that the tensor had in memory, where a container that stores only row-major bytes made
+            it row-major (channels_last, say); reading gives it back. None when it is that of ``spec``.
     """
 
     spec: TensorSpec
     segment: Segment
     offset: int = 0
     requires_grad: bool = False
+    live_stride: tuple[int, ...] | None = None
 
 
 class Document(msgspec.Struct):
