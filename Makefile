@@ -1,0 +1,46 @@
+# Every recipe sets up what it needs: a virtual environment in .venv, once, from pyproject.toml and constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint demo docs bench faults clean
+
+# The first Python that is new enough; override with `make test PYTHON=/path/to/python3.12`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install the package, torch and the tools into it
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "holdfast needs Python 3.11 or newer; none found. Say which: make test PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "setup: making .venv with $(PYTHON) ..."; $(PYTHON) -m venv .venv; }
+	@echo "setup: installing holdfast, torch and the test tools into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,dev]" -c constraints.txt
+	@touch $(READY)
+
+test: $(READY) ## run the tests (minutes); ARGS="-k name" passes on to pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+lint: $(READY) ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(READY) ## train, kill, resume, and prove that nothing differs
+	$(BIN)/python examples/demo.py $(ARGS)
+
+docs: $(READY) ## run every code block of README.md and docs/
+	$(BIN)/python -m pytest tests/docs $(ARGS)
+
+bench: $(READY) ## print the tables of benchmarks/, one script a question
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+faults: $(READY) ## the long tests: kills, power cuts and full disks at every call
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m long $(ARGS)
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
