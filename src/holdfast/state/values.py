@@ -26,6 +26,7 @@ import msgspec
 
 from holdfast.errors import CorruptFile, UnsupportedValue, UntrustedType
 from holdfast.spec import Path
+from holdfast.state.foreign import foreign_kinds, is_numpy_scalar
 from holdfast.state.paths import dotted
 
 MAX_DEPTH = 500
@@ -101,14 +102,14 @@ class Kind(msgspec.Struct, frozen=True):
 
     Attributes:
         name: what the file calls it.
-        type: the exact class.
+        type: the exact class, or its full name where the module is one that may be absent (torch, numpy).
         lower: live value -> a payload of simpler live values (lowered further).
         lift: lifted payload -> live value. May raise TypeError, ValueError or LookupError on a payload that lies.
         plain: lifted payload -> the nearest type that ``torch.load(weights_only=True)`` accepts.
     """
 
     name: str
-    type: type
+    type: type | str
     lower: Callable[[Any], Any]
     lift: Callable[[Any], Any]
     plain: Callable[[Any], Any]
@@ -195,17 +196,17 @@ def _stdlib_kinds() -> Iterator[Kind]:
 
 
 KINDS: dict[str, Kind] = {}
-_BY_TYPE: dict[type, Kind] = {}
+_BY_TYPE: dict[type | str, Kind] = {}
+for _kind in (*_stdlib_kinds(), *foreign_kinds(Kind)):
+    KINDS[_kind.name] = _kind
+    _BY_TYPE[_kind.type] = _kind
 
 
-def register(kind: Kind) -> None:
-    """Adds a kind. Used here for the standard library and by serialization for torch and numpy."""
-    KINDS[kind.name] = kind
-    _BY_TYPE[kind.type] = kind
-
-
-for _kind in _stdlib_kinds():
-    register(_kind)
+def _kind_of(cls: type) -> Kind | None:
+    found = _BY_TYPE.get(cls)
+    if found is None and cls.__module__.partition(".")[0] in ("torch", "numpy"):
+        found = _BY_TYPE.get("numpy.generic" if is_numpy_scalar(cls) else f"{cls.__module__}.{cls.__qualname__}")
+    return found
 
 
 class Lowering(msgspec.Struct):
@@ -237,9 +238,9 @@ def _lower(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
     if leaf is not None:
         return leaf
     if id(value) in above:
-        raise UnsupportedValue(f"{dotted(path)}: contains itself; break the cycle before saving", path=dotted(path))
+        raise UnsupportedValue(f"`{dotted(path)}`: contains itself; break the cycle before saving", path=dotted(path))
     if len(above) >= MAX_DEPTH:
-        raise UnsupportedValue(f"{dotted(path)}: nested deeper than {MAX_DEPTH} levels", path=dotted(path))
+        raise UnsupportedValue(f"`{dotted(path)}`: nested deeper than {MAX_DEPTH} levels", path=dotted(path))
     above.append(id(value))
     try:
         return _lower_composite(value, cls, how, path, above)
@@ -254,12 +255,12 @@ def _lower_composite(value: Any, cls: type, how: Lowering, path: Path, above: li
         return {key: _lower(item, how, (*path, key), above) for key, item in value.items()}
     if cls is collections.OrderedDict and vars(value):
         return _lower_state_dict(value, how, path, above)
-    kind = _BY_TYPE.get(cls)
+    kind = _kind_of(cls)
     if kind is not None:
         try:
             payload = kind.lower(value)
         except TypeError as reason:
-            raise UnsupportedValue(f"{dotted(path)}: {_name(cls)} can't be stored: {reason}", path=dotted(path)) from None
+            raise UnsupportedValue(f"`{dotted(path)}`: {_name(cls)} can't be stored: {reason}", path=dotted(path)) from None
         return Typed(kind.name, _lower_payload(payload, how, path, above))
     simpler = how.replace(value, path)
     if simpler is not None:
@@ -273,7 +274,7 @@ def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -
     if set(attributes) != {"_metadata"}:
         names = ", ".join(sorted(set(attributes) - {"_metadata"}))
         raise UnsupportedValue(
-            f"{dotted(path)}: an OrderedDict with attributes ({names}) that a file would lose; delete them before saving",
+            f"`{dotted(path)}`: an OrderedDict with attributes ({names}) that a file would lose; delete them before saving",
             path=dotted(path),
         )
     items = _lower_payload(_pairs(value), how, path, above)
@@ -308,7 +309,7 @@ def _record_fields(value: Any, cls: type, path: Path) -> dict[str, Any]:
         names = [field.name for field in dataclasses.fields(value)]
         return {"class": _name(cls), "form": "dataclass", "fields": {name: getattr(value, name) for name in names}}
     raise UnsupportedValue(
-        f"{dotted(path)}: a value of type {_name(cls)} can't be stored. Store what it is made of (numbers, strings, "
+        f"`{dotted(path)}`: a value of type {_name(cls)} can't be stored. Store what it is made of (numbers, strings, "
         "lists, dicts, tensors), or give the class state_dict() and load_state_dict()",
         path=dotted(path),
     )
@@ -355,20 +356,20 @@ def lift(tree: Tree, how: Lifting) -> Any:
     kind = KINDS.get(tree.kind)
     if kind is None:
         raise CorruptFile(
-            f"{how.file}: holds a value of kind {tree.kind!r} that this version does not know; a newer holdfast wrote it",
+            f"`{how.file}`: holds a value of kind {tree.kind!r} that this version does not know; a newer holdfast wrote it",
             file=how.file,
         )
     try:
         return kind.lift(lift(tree.payload, how))
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:
-        raise CorruptFile(f"{how.file}: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
+        raise CorruptFile(f"`{how.file}`: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
 
 
 def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
     if how.opaque:
         return Opaque(tree.type_name, lift(tree.args, how), lift(tree.state, how))
     raise UntrustedType(
-        f"{how.file}: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
+        f"`{how.file}`: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
         f"holdfast.restore or holdfast.open for the parts you need, or opaque=True for inert placeholders",
         file=how.file,
     )

@@ -1,0 +1,257 @@
+"""Live trees to documents: every tensor becomes a leaf over a segment of bytes that nobody has copied yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+
+from holdfast.errors import UnsupportedValue
+from holdfast.formats.base import Segment, StoredTensor
+from holdfast.serialization.memory import TensorMemory, TensorSource
+from holdfast.spec import DTYPES, Path, TensorSpec, contiguous_stride
+from holdfast.state.paths import dotted
+from holdfast.state.values import Lowering, Tree, Typed, lower
+from holdfast.storage.source import MemorySource
+
+DTYPE_NAMES = {getattr(torch, name): name for name in DTYPES if hasattr(torch, name)}
+_EMPTY = MemorySource(b"")
+
+
+class Lowered(msgspec.Struct):
+    """A tree ready to be written.
+
+    Attributes:
+        tree: inert, its leaves are StoredTensors.
+        notes: what a caller should be told: tensors stored detached, memory that is no longer shared.
+    """
+
+    tree: Tree
+    notes: list[str]
+
+
+class _Pending(msgspec.Struct, eq=False):
+    """A tensor whose leaf waits for its segment."""
+
+    leaf: StoredTensor
+    tensor: torch.Tensor
+    path: Path
+
+
+def lower_state(value: Any, *, row_major: bool, replace: Callable[[Any, Path], Any | None] = lambda *_: None) -> Lowered:
+    """Lowers live values; no tensor byte is touched before the document is written.
+
+    Args:
+        value: nested containers, plain values and tensors.
+        row_major: whether the container stores only row-major tensors (safetensors); a torch zip keeps strides.
+        replace: (value, path) -> what to store instead of a live object, or None.
+
+    Raises:
+        UnsupportedValue: names the path and the type.
+    """
+    pending: list[_Pending] = []
+    notes: list[str] = []
+
+    def leaf(item: Any, path: Path) -> Tree | None:
+        return _leaf(item, path, pending, notes) if isinstance(item, torch.Tensor) else None
+
+    tree = lower(value, Lowering(leaf=leaf, replace=replace))
+    _assign_segments(pending, row_major, notes)
+    return Lowered(tree, notes)
+
+
+def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list[str]) -> Tree:
+    cls = type(tensor)
+    if cls is torch.nn.Parameter:
+        return Typed("parameter", {"data": _strided(tensor.detach(), path, pending), "requires_grad": tensor.requires_grad})
+    if cls is not torch.Tensor:
+        raise UnsupportedValue(
+            f"`{dotted(path)}`: a tensor of class {cls.__module__}.{cls.__qualname__} can't be stored yet; store "
+            "its plain form (such as full_tensor(), dequantize() or as_subclass(torch.Tensor))",
+            path=dotted(path),
+        )
+    requires_grad = tensor.requires_grad
+    if requires_grad and not tensor.is_leaf:
+        notes.append(f"`{dotted(path)}` has a graph: stored detached, without requires_grad")
+        requires_grad = False
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        return _sparse(tensor, path, pending)
+    if tensor.is_quantized:
+        return _quantized(tensor, path, pending)
+    if tensor.is_meta:
+        return Typed(
+            "meta",
+            {
+                "dtype": _dtype_name(tensor, path),
+                "shape": list(tensor.shape),
+                "stride": list(tensor.stride()),
+                "requires_grad": requires_grad,
+            },
+        )
+    if tensor.is_nested:
+        raise UnsupportedValue(f"`{dotted(path)}`: nested tensors can't be stored yet; store unbind()", path=dotted(path))
+    return _strided(tensor.resolve_conj().resolve_neg(), path, pending, requires_grad)
+
+
+def _dtype_name(tensor: torch.Tensor, path: Path) -> str:
+    name = DTYPE_NAMES.get(tensor.dtype)
+    if name is None:
+        raise UnsupportedValue(f"`{dotted(path)}`: dtype {tensor.dtype} is unknown to this version", path=dotted(path))
+    return name
+
+
+def _strided(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_grad: bool = False) -> StoredTensor:
+    stride = None if tensor.is_contiguous() else tensor.stride()
+    spec = TensorSpec(_dtype_name(tensor, path), tuple(tensor.shape), stride)
+    leaf = StoredTensor(spec, Segment(_EMPTY, 0, 0), 0, requires_grad)
+    pending.append(_Pending(leaf, tensor, path))
+    return leaf
+
+
+def _sparse(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
+    layout = str(tensor.layout).removeprefix("torch.")
+    if layout == "sparse_coo":
+        parts = {"indices": tensor._indices(), "values": tensor._values()}
+    elif layout in ("sparse_csr", "sparse_bsr"):
+        parts = {"compressed": tensor.crow_indices(), "plain": tensor.col_indices(), "values": tensor.values()}
+    elif layout in ("sparse_csc", "sparse_bsc"):
+        parts = {"compressed": tensor.ccol_indices(), "plain": tensor.row_indices(), "values": tensor.values()}
+    else:
+        raise UnsupportedValue(f"`{dotted(path)}`: layout {layout} can't be stored; store to_dense()", path=dotted(path))
+    payload: dict[str, Any] = {"layout": layout, "size": list(tensor.shape)}
+    if layout == "sparse_coo":
+        payload["coalesced"] = tensor.is_coalesced()
+    for name, part in parts.items():
+        payload[name] = _strided(part.detach(), (*path, name), pending)
+    return Typed("sparse", payload)
+
+
+def _quantized(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
+    scheme = str(tensor.qscheme()).removeprefix("torch.")
+    payload: dict[str, Any] = {"scheme": scheme, "data": _strided(tensor, path, pending)}
+    if scheme == "per_tensor_affine":
+        payload |= {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    else:
+        payload["scales"] = _strided(tensor.q_per_channel_scales(), (*path, "scales"), pending)
+        payload["zero_points"] = _strided(tensor.q_per_channel_zero_points(), (*path, "zero_points"), pending)
+        payload["axis"] = tensor.q_per_channel_axis()
+    return Typed("quantized", payload)
+
+
+def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str]) -> None:
+    """Gives every leaf its segment; leaves whose bytes overlap in memory get the same one."""
+    storages: dict[tuple[str, int], list[_Pending]] = {}
+    for item in pending:
+        if item.tensor.numel():
+            key = (str(item.tensor.device), item.tensor.untyped_storage().data_ptr())
+            storages.setdefault(key, []).append(item)
+        else:
+            item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape)
+    for members in storages.values():
+        for cluster in [members] if len(members) == 1 else _clusters(members, notes):
+            if len(cluster) == 1 or all(_same_view(cluster[0].tensor, item.tensor) for item in cluster[1:]):
+                _assign_one(cluster, row_major)
+            else:
+                _assign_shared(cluster)
+
+
+def _bounds(item: _Pending) -> tuple[int, int]:
+    """First byte and end of a tensor inside its storage."""
+    itemsize = item.tensor.element_size()
+    start = item.tensor.storage_offset() * itemsize
+    return start, start + item.leaf.spec.extent * itemsize
+
+
+def _clusters(members: list[_Pending], notes: list[str]) -> list[list[_Pending]]:
+    """Splits the tensors of one storage into groups that overlap; a group keeps the order of the tree."""
+    order = {id(item): index for index, item in enumerate(members)}
+    groups: list[list[_Pending]] = []
+    end = -1
+    for item in sorted(members, key=lambda item: _bounds(item)[0]):
+        start, stop = _bounds(item)
+        if start >= end:
+            groups.append([])
+        groups[-1].append(item)
+        end = max(end, stop)
+    result = []
+    for group in groups:
+        by_dtype: dict[str, list[_Pending]] = {}
+        for item in sorted(group, key=lambda item: order[id(item)]):
+            by_dtype.setdefault(item.leaf.spec.dtype, []).append(item)
+        if len(by_dtype) > 1:
+            names = ", ".join(f"`{dotted(item.path)}`" for item in group)
+            notes.append(f"{names} share memory under several dtypes: stored apart, no longer shared when loaded")
+        result.extend(by_dtype.values())
+    return result
+
+
+def _same_view(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return (
+        left.storage_offset() == right.storage_offset()
+        and left.shape == right.shape
+        and left.stride() == right.stride()
+    )
+
+
+def _assign_one(cluster: list[_Pending], row_major: bool) -> None:
+    """One tensor, perhaps under several names."""
+    tensor, spec = cluster[0].tensor, cluster[0].leaf.spec
+    dense = _is_dense(tensor)
+    live_stride = None
+    if spec.stride is None or (dense and not row_major):
+        segment = _memory_segment(tensor, 0, spec.nbytes) if tensor.device.type == "cpu" else _copied_segment(tensor)
+    else:
+        segment = _copied_segment(tensor)
+        live_stride = spec.stride if dense else None
+        spec = TensorSpec(spec.dtype, spec.shape)
+    if tensor.device.type != "cpu" and spec.stride is not None:
+        # the bytes of a dense tensor elsewhere, in the order in which they lie
+        order = sorted(range(tensor.dim()), key=lambda axis: (-spec.stride[axis], axis))
+        segment.source = TensorSource(tensor.permute(order))
+    for item in cluster:
+        item.leaf.spec, item.leaf.segment, item.leaf.live_stride = spec, segment, live_stride
+
+
+def _assign_shared(cluster: list[_Pending]) -> None:
+    """Different views of the same bytes: the bytes from the first to the last one are stored once."""
+    bounds = [_bounds(item) for item in cluster]
+    low, high = min(start for start, _ in bounds), max(stop for _, stop in bounds)
+    tensor, start = cluster[0].tensor, bounds[0][0]
+    if tensor.device.type == "cpu":
+        segment = _memory_segment(tensor, low - start, high - low)
+    else:
+        raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), low, (high - low,))
+        segment = _copied_segment(raw)
+        segment.location = _location(tensor)
+    for item, (begin, _) in zip(cluster, bounds, strict=True):
+        item.leaf.segment, item.leaf.offset = segment, begin - low
+        if item.leaf.spec.stride is None:
+            item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape, contiguous_stride(item.tensor.shape))
+
+
+def _memory_segment(tensor: torch.Tensor, start: int, length: int) -> Segment:
+    return Segment(TensorMemory(tensor, start, length), 0, length, location=_location(tensor))
+
+
+def _copied_segment(tensor: torch.Tensor) -> Segment:
+    source = TensorSource(tensor)
+    return Segment(source, 0, source.size, location=_location(tensor))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their extent, each once: a transposed or channels_last tensor, not a slice."""
+    expected = 1
+    for size, step in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _location(tensor: torch.Tensor) -> str:
+    device = tensor.device
+    return device.type if device.index is None else f"{device.type}:{device.index}"

@@ -1,0 +1,106 @@
+"""The memory of tensors as byte buffers and byte sources."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import torch
+
+from holdfast.storage.source import MemorySource, check_inside
+
+_from_memory: Any = ctypes.pythonapi.PyMemoryView_FromMemory
+_from_memory.restype = ctypes.py_object
+_from_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_WRITABLE = 0x200  # PyBUF_WRITE
+
+BLOCK = 8 * 1024 * 1024
+"""Bytes that go through CPU memory at a time when a tensor does not lie there row-major."""
+
+
+def view_memory(address: int, length: int) -> memoryview:
+    """Raw memory as a writable buffer. Keeps nothing alive: the caller holds the tensor while the view is used."""
+    return _from_memory(address, length, _WRITABLE) if length else memoryview(bytearray())
+
+
+def is_plain_memory(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's bytes can be read and written where they are: strided, on the CPU."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
+class TensorMemory(MemorySource):
+    """The bytes of a CPU tensor where they lie, from ``start`` (bytes after its first element). Keeps it alive."""
+
+    def __init__(self, tensor: torch.Tensor, start: int, length: int) -> None:
+        super().__init__(view_memory(tensor.data_ptr() + start, length))
+        self._tensor = tensor
+
+
+class TensorSource:
+    """The row-major bytes of a tensor that lies elsewhere or otherwise, made in blocks on reading.
+
+    A save of a tensor on another device or with gaps then needs one block of CPU memory, not a second tensor.
+    """
+
+    def __init__(self, tensor: torch.Tensor, name: str = "tensor") -> None:
+        self.name = name
+        self._tensor = tensor
+        self._itemsize = tensor.element_size()
+        self._size = tensor.numel() * self._itemsize
+        self._lock = threading.Lock()
+        self._block: torch.Tensor | None = None
+        self._block_start = 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self._size, offset, buffer.nbytes)
+        done = 0
+        with self._lock:
+            while done < buffer.nbytes:
+                block, start = self._block_at(offset + done)
+                inside = offset + done - start
+                count = min(buffer.nbytes - done, block.numel() - inside)
+                buffer[done : done + count] = view_memory(block.data_ptr() + inside, count)
+                done += count
+
+    def _block_at(self, offset: int) -> tuple[torch.Tensor, int]:
+        if self._block is None or not self._block_start <= offset < self._block_start + self._block.numel():
+            piece, start = piece_at(self._tensor, offset // self._itemsize)
+            self._block = piece.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+            self._block_start = start * self._itemsize
+        return self._block, self._block_start
+
+    def close(self) -> None:
+        """Nothing to let go of: the tensor is the caller's."""
+
+
+def piece_at(tensor: torch.Tensor, element: int) -> tuple[torch.Tensor, int]:
+    """A part of ``tensor`` of at most one block that holds its row-major ``element``, and that part's first element.
+
+    Cuts along the first dimension; a row that is itself larger than a block is cut along its own first dimension.
+    """
+    start = 0
+    while tensor.dim() and tensor.numel() * tensor.element_size() > BLOCK:
+        row = tensor.numel() // tensor.shape[0]
+        rows = max(1, BLOCK // (row * tensor.element_size()))
+        first = (element - start) // row // rows * rows
+        tensor = tensor[first : first + rows]
+        start += first * row
+        if rows == 1:
+            tensor = tensor[0]
+    return tensor, start
+
+
+def bump_version(tensor: torch.Tensor) -> None:
+    """Tells autograd that the tensor's memory was written behind its back (an in-place write of nothing)."""
+    with torch.no_grad():
+        tensor.detach().reshape(-1)[:0].zero_() if tensor.is_contiguous() else tensor.detach()[..., :0].zero_()
