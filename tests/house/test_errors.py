@@ -1,0 +1,70 @@
+"""The exception tree in the docstring of errors.py is the real one, and every class in it is raised."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from holdfast import errors
+from tests.house.source_tree import modules
+
+NOT_YET: dict[str, str] = {}
+"""Classes that nothing raises so far, each with the capability that will."""
+
+
+def documented() -> dict[str, str]:
+    """Child to parent, read from the drawing: a deeper branch belongs to the last shallower one above it."""
+    parents: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.match(r"^[ │]+(?:[├└]─ )?([A-Z]\w+)\s", line)
+        if match is None or not (above or match[1] == "HoldfastError"):
+            continue
+        above = [entry for entry in above if entry[0] < match.start(1)]
+        if above:
+            parents[match[1]] = above[-1][1]
+        above.append((match.start(1), match[1]))
+    return parents
+
+
+def real() -> dict[str, str]:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.HoldfastError)]
+    return {c.__name__: c.__base__.__name__ for c in classes if c is not errors.HoldfastError and c.__base__}
+
+
+def test_the_drawing_is_the_tree() -> None:
+    assert documented() == real()
+
+
+def test_every_class_has_an_exit_code_of_the_table() -> None:
+    codes = {name: getattr(errors, name).exit_code for name in real()}
+    assert set(codes.values()) <= {1, 2, 3, 4, 5}, codes
+
+
+def test_every_class_is_raised_somewhere() -> None:
+    named = {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for module in modules()
+        if module.room not in ("errors", "__init__")
+        for call in ast.walk(module.tree)
+        if isinstance(call, ast.Call)
+        for node in [call.func]
+        if isinstance(node, ast.Name | ast.Attribute)
+    }
+    bases = set(real().values())
+    unraised = set(real()) - named - bases
+    assert unraised == set(NOT_YET), (
+        f"raised by nothing: {sorted(unraised - set(NOT_YET))}; raised by now: {sorted(set(NOT_YET) - unraised)}"
+    )
+
+
+def test_nothing_else_is_raised() -> None:
+    """No bare Exception, RuntimeError or ValueError for what a caller can meet."""
+    found = []
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = ast.unparse(node.exc.func)
+                if name in ("Exception", "BaseException", "RuntimeError", "ValueError", "TypeError", "OSError"):
+                    found.append(f"{module.at(node)}: raises {name}; use the class of holdfast.errors that fits")
+    assert not found, "\n".join(found)

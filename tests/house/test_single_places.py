@@ -1,0 +1,102 @@
+"""Some things happen in one place only, so that one reader can check them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from holdfast.spec import DTYPES
+from tests.house.source_tree import PACKAGE, Module, calls, modules, parse
+
+ON_DISK = {"rename", "renames", "unlink", "rmdir", "rmtree", "removedirs", "link", "symlink", "hardlink_to"}
+TENSORS_FROM_BYTES = {"frombuffer", "from_file", "from_buffer", "fromfile", "from_blob", "memmap", "UntypedStorage"}
+
+
+def changes_names(module: Module) -> list[str]:
+    """Calls that rename or remove a file. ``str.replace`` takes two arguments, ``Path.replace`` one."""
+    found = []
+    for node, name, callee in calls(module):
+        by_os = callee in ("os.replace", "os.remove", "shutil.move")
+        by_path = name == "replace" and len(node.args) == 1 and not node.keywords
+        if name in ON_DISK or by_os or by_path:
+            found.append(f"{module.at(node)}: {callee}() changes names on disk; call storage.atomic instead")
+    return found
+
+
+def makes_tensors(module: Module) -> list[str]:
+    return [
+        f"{module.at(node)}: {callee}() makes a tensor or array out of bytes; that is serialization's"
+        for node, name, callee in calls(module)
+        if name in TENSORS_FROM_BYTES
+    ]
+
+
+def lists_dtypes(module: Module) -> list[str]:
+    """Literals with three or more dtypes in them: a second table, which will differ from the first."""
+    found = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Dict):
+            parts: list[ast.expr] = [part for part in (*node.keys, *node.values) if part is not None]
+        elif isinstance(node, ast.List | ast.Set | ast.Tuple):
+            parts = node.elts
+        else:
+            continue
+        names = {_dtype(part) for part in parts} - {None}
+        if len(names) >= 3:
+            found.append(f"{module.at(node)}: lists dtypes ({', '.join(sorted(map(str, names)))}); ask spec.DTYPES")
+    return found
+
+
+def _dtype(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in set(DTYPES) - {"bool"}:
+        return node.value
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch" and node.attr in DTYPES:
+        return node.attr
+    return None
+
+
+def decides_strictness(module: Module) -> list[str]:
+    return [
+        f"{module.at(node)}: load_state_dict(strict=...): strictness is decided in policy/match.py"
+        for node, name, _ in calls(module)
+        if name == "load_state_dict" and any(keyword.arg == "strict" for keyword in node.keywords)
+    ]
+
+
+PLACES: list[tuple[Callable[[Module], list[str]], set[str]]] = [
+    (changes_names, {"holdfast.storage.atomic", "holdfast.storage.syscalls"}),
+    (makes_tensors, {"holdfast.serialization"}),
+    (lists_dtypes, {"holdfast.spec"}),
+    (decides_strictness, set()),
+]
+
+
+@pytest.mark.parametrize(("check", "places"), PLACES, ids=[check.__name__ for check, _ in PLACES])
+def test_only_one_place(check: Callable[[Module], list[str]], places: set[str]) -> None:
+    elsewhere = [m for m in modules() if not any(m.name == place or m.name.startswith(f"{place}.") for place in places)]
+    found = [line for module in elsewhere for line in check(module)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("check", "line"),
+    [
+        (changes_names, "os.replace(a, b)"),
+        (changes_names, "partial.replace(target)"),
+        (changes_names, "syscalls.unlink(path)"),
+        (makes_tensors, "torch.frombuffer(data, dtype=dtype)"),
+        (lists_dtypes, "SIZES = {'float32': 4, 'float16': 2, 'bfloat16': 2}"),
+        (lists_dtypes, "if dtype in (torch.float32, torch.float16, torch.bfloat16): pass"),
+        (decides_strictness, "net.load_state_dict(state, strict=False)"),
+    ],
+)
+def test_the_check_sees_what_is_wrong(check: Callable[[Module], list[str]], line: str) -> None:
+    assert check(parse(line, Path(PACKAGE / "runs" / "layout.py")))
+
+
+def test_text_is_no_file() -> None:
+    module = parse("name = text.replace('a', 'b')", PACKAGE / "runs" / "layout.py")
+    assert changes_names(module) == []
