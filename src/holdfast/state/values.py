@@ -19,7 +19,7 @@ import importlib
 import pathlib
 import sys
 import zoneinfo
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -323,12 +323,14 @@ class Lifting(msgspec.Struct):
         trusted: full names of classes that may be imported and rebuilt.
         opaque: whether objects of other classes come back as :class:`Opaque` instead of an error.
         file: named in errors.
+        kinds: what makes a value of a kind that is not in :data:`KINDS`, or is to be made differently.
     """
 
     leaf: Callable[[Any], Any]
     trusted: Collection[str] = ()
     opaque: bool = False
     file: str = "file"
+    kinds: Mapping[str, Callable[[Any], Any]] = {}
 
 
 def lift(tree: Tree, how: Lifting) -> Any:
@@ -353,14 +355,14 @@ def lift(tree: Tree, how: Lifting) -> Any:
         return _lift_record(tree.payload, how)
     if tree.kind == "state_dict":
         return _lift_state_dict(tree.payload, how)
-    kind = KINDS.get(tree.kind)
-    if kind is None:
+    make = how.kinds.get(tree.kind) or (tree.kind in KINDS and KINDS[tree.kind].lift)
+    if not make:
         raise CorruptFile(
             f"`{how.file}`: holds a value of kind {tree.kind!r} that this version does not know; a newer holdfast wrote it",
             file=how.file,
         )
     try:
-        return kind.lift(lift(tree.payload, how))
+        return make(lift(tree.payload, how))
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:
         raise CorruptFile(f"`{how.file}`: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
 

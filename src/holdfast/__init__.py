@@ -1,0 +1,70 @@
+"""Holdfast saves and loads PyTorch models and training runs: safely, durably, fast, and saying what it did.
+
+``import holdfast`` is light: each name below is imported on first use, and torch only by those that need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.api import build as build
+    from holdfast.api import convert as convert
+    from holdfast.api import load as load
+    from holdfast.api import open as open
+    from holdfast.api import restore as restore
+    from holdfast.api import save as save
+    from holdfast.api import snapshot as snapshot
+    from holdfast.api import summary as summary
+    from holdfast.api import verify as verify
+    from holdfast.errors import HoldfastError as HoldfastError
+    from holdfast.policy.match import Exact as Exact
+    from holdfast.policy.report import LoadReport as LoadReport
+    from holdfast.runs.retention import KeepBest as KeepBest
+    from holdfast.runs.retention import KeepEvery as KeepEvery
+    from holdfast.runs.retention import KeepLast as KeepLast
+    from holdfast.runs.retention import Pinned as Pinned
+    from holdfast.state.values import Opaque as Opaque
+    from holdfast.state.values import Record as Record
+    from holdfast.training.run import Position as Position
+    from holdfast.training.run import Run as Run
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "build": "api",
+    "convert": "api",
+    "load": "api",
+    "open": "api",
+    "restore": "api",
+    "save": "api",
+    "snapshot": "api",
+    "summary": "api",
+    "verify": "api",
+    "HoldfastError": "errors",
+    "Exact": "policy.match",
+    "LoadReport": "policy.report",
+    "KeepBest": "runs.retention",
+    "KeepEvery": "runs.retention",
+    "KeepLast": "runs.retention",
+    "Pinned": "runs.retention",
+    "Opaque": "state.values",
+    "Record": "state.values",
+    "Position": "training.run",
+    "Run": "training.run",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (strings, sorted from the table above)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"holdfast.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

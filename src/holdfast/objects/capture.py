@@ -1,0 +1,72 @@
+"""From a live object to its adapter, and from a live tree to one in which every object is its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from holdfast.errors import ArgumentError
+from holdfast.objects.module import ModulePart, parameter_names
+from holdfast.objects.optimizer import OptimizerPart, is_scheduler
+from holdfast.objects.stateful import GeneratorPart, Stateful, StatefulPart, class_name
+
+
+class SchedulerPart(StatefulPart):
+    """A learning-rate scheduler."""
+
+    kind = "scheduler"
+
+
+def is_object(value: Any) -> bool:
+    """Whether ``value`` is a live object that is saved by its state, not a plain value."""
+    if isinstance(value, type):
+        return False
+    return isinstance(value, torch.Generator) or isinstance(value, Stateful)
+
+
+def adapt(value: Any, name: str, names: dict[int, str]) -> StatefulPart:
+    """The adapter for one live object.
+
+    Args:
+        value: the object.
+        name: what the caller calls it; errors say it.
+        names: parameter id -> name, for optimizers.
+
+    Raises:
+        ArgumentError: it has no ``state_dict`` and ``load_state_dict``.
+    """
+    if isinstance(value, nn.Module):
+        return ModulePart(value)
+    if isinstance(value, Optimizer):
+        return OptimizerPart(value, names)
+    if isinstance(value, torch.Generator):
+        return GeneratorPart(value)
+    if not is_object(value):
+        raise ArgumentError(
+            f"`{name}` is a {class_name(value).removeprefix('builtins.')}, which has no state_dict() and "
+            "load_state_dict(): give the object itself (a module, an optimizer, a scheduler, ...)",
+            path=name,
+        )
+    return SchedulerPart(value) if is_scheduler(value) else StatefulPart(value)
+
+
+def adapt_all(objects: Mapping[str, Any]) -> dict[str, StatefulPart]:
+    """Adapters by name; objects that are None are left out. Modules give optimizers their parameter names."""
+    names = parameter_names({name: value for name, value in objects.items() if isinstance(value, nn.Module)})
+    return {name: adapt(value, name, names) for name, value in objects.items() if value is not None}
+
+
+def find_objects(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The live objects inside a tree of dicts, lists and tuples, with their paths."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from find_objects(value, (*path, key))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from find_objects(value, (*path, index))
+    elif is_object(tree):
+        yield path, tree

@@ -1,0 +1,260 @@
+"""Stored tensors to live ones: into new memory, or straight into tensors that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from holdfast.errors import CorruptFile, UnsupportedValue
+from holdfast.formats.base import Segment, StoredTensor
+from holdfast.serialization.devices import Placement
+from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
+from holdfast.spec import TensorSpec, contiguous_stride
+from holdfast.state.flatten import leaves
+from holdfast.state.values import Lifting, Tree, lift
+from holdfast.storage.requests import ReadRequest, read_requests
+
+_WINDOW = 256 * 1024 * 1024
+"""Bytes that wait in CPU memory at a time on their way to another device."""
+
+_AS_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
+
+
+def live_dtype(spec: TensorSpec) -> torch.dtype:
+    """torch's dtype for a spec; the integers behind it for a quantized one.
+
+    Raises:
+        UnsupportedValue: this torch lacks the dtype.
+    """
+    dtype = getattr(torch, _AS_INTEGERS.get(spec.dtype, spec.dtype), None)
+    if not isinstance(dtype, torch.dtype):
+        raise UnsupportedValue(f"this torch ({torch.__version__}) has no dtype {spec.dtype}; a newer one can load the file")
+    return dtype
+
+
+def read_tree(
+    tree: Tree,
+    file: str,
+    *,
+    placement: Placement | None = None,
+    trusted: Collection[str] = (),
+    opaque: bool = False,
+) -> Any:
+    """A document's tree with real tensors and values in it.
+
+    Args:
+        tree: inert, with StoredTensor leaves.
+        file: named in errors.
+        placement: where tensors go; by default where they were saved.
+        trusted: full names of classes that may be rebuilt.
+        opaque: whether other objects come back as inert placeholders.
+
+    Raises:
+        FormatError, UntrustedType, StorageError: see ``lift`` and ``read_requests``.
+    """
+    # values first: what can't be loaded is refused before the first tensor byte is read
+    lift(tree, Lifting(leaf=lambda stored: _Placeholder, trusted=trusted, opaque=opaque, file=file, kinds=_PLACEHOLDERS))
+    stored = [leaf for _, leaf in leaves(tree) if isinstance(leaf, StoredTensor)]
+    tensors = dict(zip(map(id, stored), read_tensors(stored, placement or Placement()), strict=True))
+    how = Lifting(
+        leaf=lambda leaf: tensors[id(leaf)], trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS
+    )
+    return lift(tree, how)
+
+
+class _Placeholder:
+    """Stands for a tensor while a tree is checked."""
+
+
+def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[torch.Tensor]:
+    """Reads tensors into new memory, in parallel; those that share a segment share memory again."""
+    users: dict[int, int] = {}
+    for leaf in stored:
+        users[id(leaf.segment)] = users.get(id(leaf.segment), 0) + 1
+    tensors: list[torch.Tensor | None] = [None] * len(stored)
+    alone: list[tuple[StoredTensor, torch.Tensor]] = []
+    together: dict[int, list[int]] = {}
+    for index, leaf in enumerate(stored):
+        if users[id(leaf.segment)] == 1 and _fills_segment(leaf) and not placement.by_callable:
+            tensor = _new_tensor(leaf, placement)
+            tensors[index] = tensor
+            alone.append((leaf, tensor))
+        else:
+            together.setdefault(id(leaf.segment), []).append(index)
+    fill(alone)
+    for group in _windows([[stored[index] for index in members] for members in together.values()]):
+        storages = _read_storages([members[0].segment for members in group], [members[0] for members in group])
+        for members, storage in zip(group, storages, strict=True):
+            placed = placement.place(storage, members[0].segment.location)
+            for leaf, index in zip(members, together[id(members[0].segment)], strict=True):
+                tensors[index] = _view(leaf, placed)
+    result = [tensor for tensor in tensors if tensor is not None]
+    for leaf, tensor in zip(stored, result, strict=True):
+        if leaf.requires_grad:
+            tensor.requires_grad_(True)
+    return result
+
+
+def _fills_segment(leaf: StoredTensor) -> bool:
+    return leaf.offset == 0 and leaf.spec.stride is None and leaf.spec.nbytes == leaf.segment.length
+
+
+def _new_tensor(leaf: StoredTensor, placement: Placement) -> torch.Tensor:
+    device = placement.device(leaf.segment.location)
+    if leaf.live_stride is not None:
+        return torch.empty_strided(leaf.spec.shape, leaf.live_stride, dtype=live_dtype(leaf.spec), device=device)
+    return torch.empty(leaf.spec.shape, dtype=live_dtype(leaf.spec), device=device)
+
+
+def _windows(groups: Iterable[list[StoredTensor]]) -> Iterable[list[list[StoredTensor]]]:
+    window: list[list[StoredTensor]] = []
+    size = 0
+    for group in groups:
+        if window and size + group[0].segment.length > _WINDOW:
+            yield window
+            window, size = [], 0
+        window.append(group)
+        size += group[0].segment.length
+    if window:
+        yield window
+
+
+def _read_storages(segments: Sequence[Segment], leaves_: Sequence[StoredTensor]) -> list[torch.UntypedStorage]:
+    raw = [torch.empty(segment.length, dtype=torch.uint8) for segment in segments]
+    read_requests(
+        [
+            ReadRequest(segment.source, segment.offset, view_memory(tensor.data_ptr(), segment.length))
+            for segment, tensor in zip(segments, raw, strict=True)
+        ]
+    )
+    storages = [tensor.untyped_storage() for tensor in raw]
+    for segment, storage, leaf in zip(segments, storages, leaves_, strict=True):
+        if segment.swapped:
+            storage.byteswap(live_dtype(leaf.spec))
+    return storages
+
+
+def _view(leaf: StoredTensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    spec = leaf.spec
+    offset, rest = divmod(leaf.offset, spec.itemsize)
+    if rest:
+        raise CorruptFile(f"`{leaf.segment.name}`: a {spec.dtype} tensor begins at byte {leaf.offset} of it, inside an element")
+    tensor = torch.empty(0, dtype=live_dtype(spec), device=storage.device)
+    tensor.set_(storage, offset, spec.shape, spec.stride or contiguous_stride(spec.shape))
+    if leaf.live_stride is None:
+        return tensor
+    return torch.empty_strided(spec.shape, leaf.live_stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def fill(pairs: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:
+    """Reads stored tensors into live ones of the same shape, with no second copy of the whole.
+
+    Bytes go straight into memory where the live tensor lies as the file does; otherwise (another device, dtype or
+    stride) they pass through a small block.
+
+    Raises:
+        FormatError, StorageError: the source could not be read; some tensors may be written then.
+    """
+    direct: list[ReadRequest] = []
+    through: list[tuple[StoredTensor, torch.Tensor]] = []
+    for leaf, tensor in pairs:
+        if leaf.spec.numel == 0:
+            continue
+        if _lies_alike(leaf, tensor):
+            offset = leaf.segment.offset + leaf.offset
+            direct.append(ReadRequest(leaf.segment.source, offset, view_memory(tensor.data_ptr(), leaf.spec.nbytes)))
+        else:
+            through.append((leaf, tensor))
+    read_requests(direct)
+    for leaf, tensor in through:
+        _fill_through_block(leaf, tensor)
+
+
+def _lies_alike(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
+    return (
+        is_plain_memory(tensor)
+        and tensor.dtype == live_dtype(leaf.spec)
+        and leaf.spec.is_contiguous
+        and tensor.is_contiguous()
+        and not leaf.segment.swapped
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def _fill_through_block(leaf: StoredTensor, tensor: torch.Tensor) -> None:
+    target = tensor.detach()
+    if not leaf.spec.is_contiguous or leaf.segment.swapped:
+        segment = leaf.segment
+        (storage,) = _read_storages([segment], [leaf])
+        with torch.no_grad():
+            target.copy_(_view(StoredTensor(leaf.spec, segment, leaf.offset), storage))
+        return
+    for piece, start in _pieces(target):
+        block = torch.empty(piece.shape, dtype=live_dtype(leaf.spec))
+        offset = leaf.segment.offset + leaf.offset + start * leaf.spec.itemsize
+        read_requests([ReadRequest(leaf.segment.source, offset, view_memory(block.data_ptr(), block.numel() * leaf.spec.itemsize))])
+        with torch.no_grad():
+            piece.copy_(block)
+
+
+def _pieces(tensor: torch.Tensor, start: int = 0) -> Iterable[tuple[torch.Tensor, int]]:
+    """Parts of at most one block along the leading dimensions, with their first row-major element."""
+    if not tensor.dim() or tensor.numel() * max(tensor.element_size(), 8) <= BLOCK:
+        yield tensor, start
+        return
+    row = tensor.numel() // tensor.shape[0]
+    rows = BLOCK // max(1, row * max(tensor.element_size(), 8))
+    if rows == 0:
+        for index in range(tensor.shape[0]):
+            yield from _pieces(tensor[index], start + index * row)
+        return
+    for first in range(0, tensor.shape[0], rows):
+        yield tensor[first : first + rows], start + first * row
+
+
+def _lift_parameter(payload: Any) -> torch.Tensor:
+    return torch.nn.Parameter(payload["data"], requires_grad=bool(payload["requires_grad"]))
+
+
+def _lift_sparse(payload: Any) -> torch.Tensor:
+    layout, size, values = payload["layout"], payload["size"], payload["values"]
+    if layout == "sparse_coo":
+        tensor = torch.sparse_coo_tensor(payload["indices"], values, size, check_invariants=True)
+        return tensor._coalesced_(bool(payload["coalesced"]))
+    named = getattr(torch, layout)
+    return torch.sparse_compressed_tensor(
+        payload["compressed"], payload["plain"], values, size, layout=named, check_invariants=True
+    )
+
+
+def _lift_quantized(payload: Any) -> torch.Tensor:
+    if payload["scheme"] == "per_tensor_affine":
+        return torch._make_per_tensor_quantized_tensor(payload["data"], payload["scale"], payload["zero_point"])
+    if payload["scheme"] == "per_channel_affine":
+        return torch._make_per_channel_quantized_tensor(
+            payload["data"], payload["scales"], payload["zero_points"], payload["axis"]
+        )
+    raise ValueError(f"quantization scheme {payload['scheme']!r} is unknown")
+
+
+def _lift_meta(payload: Any) -> torch.Tensor:
+    dtype = live_dtype(TensorSpec(payload["dtype"], ()))
+    return torch.empty_strided(
+        payload["shape"], payload["stride"], dtype=dtype, device="meta", requires_grad=bool(payload["requires_grad"])
+    )
+
+
+TENSOR_KINDS = {
+    "parameter": _lift_parameter,
+    "sparse": _lift_sparse,
+    "quantized": _lift_quantized,
+    "meta": _lift_meta,
+    "conj": torch.conj,
+    "neg": torch._neg_view,
+}
+"""Tensors that are more than one run of elements: kind -> what makes one of its lifted payload."""
+
+_PLACEHOLDERS = dict.fromkeys((*TENSOR_KINDS, "numpy.array"), lambda payload: _Placeholder)
