@@ -1,0 +1,55 @@
+"""The public face: what it is called, how much of it there is, and that each name explains itself."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import holdfast
+
+NAMES = {
+    "Exact",
+    "HoldfastError",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "Opaque",
+    "Pinned",
+    "Position",
+    "Record",
+    "Run",
+    "__version__",
+    "build",
+    "errors",
+    "load",
+    "open",
+    "restore",
+    "save",
+    "snapshot",
+    "summary",
+    "verify",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(holdfast.__all__) == NAMES
+    assert len(holdfast.__all__) == len(set(holdfast.__all__)) <= 30
+
+
+def test_dir_shows_them() -> None:
+    assert set(dir(holdfast)) >= NAMES
+
+
+def test_a_wrong_name_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="sav3"):
+        _ = holdfast.sav3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"__version__", "errors"}))
+def test_each_name_explains_itself(name: str) -> None:
+    thing = getattr(holdfast, name)
+    text = inspect.getdoc(thing) or ""
+    assert text.strip(), f"holdfast.{name} has no docstring"
+    if inspect.isfunction(thing):
+        assert ">>>" in text or "Example" in text, f"holdfast.{name} has no example"
