@@ -1,0 +1,335 @@
+"""Writing so that a crash leaves the old or the new, whole, and never a mixture. The only module that renames.
+
+The order of a commit, for a file and for a folder alike: write beside the target under a name of its own, fsync what
+was written, rename, fsync the folder that holds the name. Only then has anything been promised. A failed fsync is
+never tried again (the kernel may have dropped the pages and report success the second time): what was written is
+thrown away and the error raised.
+
+Names of what is not committed begin with a dot and end with ``.partial``; of what is being deleted, ``.deleting``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+
+from holdfast.errors import ArgumentError, NotFound, StorageError
+from holdfast.storage.folders import DELETING, PARTIAL, make_folders, partial_prefix, remove_tree, sweep
+from holdfast.storage.requests import WriteRequest, Written
+from holdfast.storage.source import FileSource, shown
+from holdfast.storage.staged import StagedFile, reported
+from holdfast.storage.syscalls import LOCAL, Syscalls
+
+__all__ = [
+    "DELETING",
+    "PARTIAL",
+    "StagedFile",
+    "StagedFolder",
+    "Written",
+    "make_folders",
+    "move_folder",
+    "remove_folder",
+    "replace_file",
+    "sweep",
+    "write_bytes",
+]
+
+StrPath = str | os.PathLike[str]
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def replace_file(path: StrPath, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> Iterator[StagedFile]:
+    """A file that takes the place of ``path`` when the block ends well, and of which nothing is left when it does not.
+
+    The file is written beside its target, so the disk needs room for both. Missing folders are created; a symbolic
+    link is followed and stays; a replaced file's permission bits are kept, a new one follows the umask.
+
+    Args:
+        path: where the file goes.
+        durable: fsync the file and its folder, so that a power cut after the block can't undo it. Without it the
+            change is still atomic for everyone who reads, and may be lost when the machine stops.
+        syscalls: what changes the disk.
+
+    Raises:
+        StorageError: the disk is full or read-only, or ``path`` is a folder, a device or write-protected.
+        ArgumentError: ``path`` can't be a file's name.
+
+    Example::
+
+        with replace_file("notes.txt") as staged:
+            staged.write([WriteRequest(0, b"all or nothing")])
+    """
+    given = os.fspath(path)
+    target, mode = _target(given)
+    folder, name = os.path.split(target)
+    make_folders(folder, durable=durable, syscalls=syscalls)
+    sweep(folder, name=name, syscalls=syscalls)
+    with reported(given, "creating a file beside it"):
+        partial, fd, guard = _open_partial(folder, name, mode, syscalls)
+    staged = StagedFile(given, fd, syscalls=syscalls)
+    try:
+        yield staged
+        staged.finish(durable)
+        with reported(given, "renaming"):
+            syscalls.rename(partial, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            syscalls.unlink(partial)
+        with contextlib.suppress(StorageError):
+            staged.close()
+        raise
+    finally:
+        os.close(guard)
+    if durable:
+        with reported(given, "fsync of its folder", kept="the new file is in place, but a power cut may undo it"):
+            syscalls.fsync_folder(folder)
+
+
+def write_bytes(path: StrPath, data: bytes | memoryview, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> None:
+    """Replaces a small file with ``data``, as :func:`replace_file` does and with its errors."""
+    with replace_file(path, durable=durable, syscalls=syscalls) as staged:
+        staged.write([WriteRequest(0, data)], digest=False)
+
+
+def _target(path: str) -> tuple[str, int | None]:
+    """The file that ``path`` means after its links, and its permission bits when it exists."""
+    if os.path.basename(path) in ("", ".", "..") or "\0" in path:
+        raise ArgumentError(f"`{shown(path)}`: is not a file's name", file=path)
+    with reported(path, "looking at it"):
+        target = os.path.realpath(path)
+        try:
+            mode = os.stat(target).st_mode
+        except FileNotFoundError:
+            return target, None
+    if stat.S_ISDIR(mode):
+        raise StorageError(f"`{shown(path)}`: is a folder; name a file inside it", file=path)
+    if not stat.S_ISREG(mode):
+        raise StorageError(f"`{shown(path)}`: is a FIFO, socket or device, and not replaced by a file", file=path)
+    if not mode & 0o222:
+        raise StorageError(
+            f"`{shown(path)}`: is write-protected (mode {stat.S_IMODE(mode):04o}); "
+            "make it writable or choose another name",
+            file=path,
+        )
+    return target, stat.S_IMODE(mode) & 0o777
+
+
+def _open_partial(folder: str, name: str, mode: int | None, syscalls: Syscalls) -> tuple[str, int, int]:
+    """Creates the file to write. Returns its path, its descriptor, and a second one that guards it from sweepers.
+
+    The guard shares the first one's lock and outlives it until the rename is done.
+    """
+    while True:
+        partial = os.path.join(folder, f"{partial_prefix(name)}{secrets.token_hex(8)}{PARTIAL}")
+        fd = syscalls.open_new(partial, 0o666 if mode is None else mode)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: sweepers can't lock either, and keep off
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if not os.path.lexists(partial):  # swept in the moment before it was locked
+                syscalls.close(fd)
+                continue
+            if mode is not None:
+                syscalls.chmod(partial, mode)
+            return partial, fd, os.dup(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                syscalls.unlink(partial)
+            with contextlib.suppress(OSError):
+                syscalls.close(fd)
+            raise
+
+
+class StagedFolder:
+    """A folder that is being written and takes its name, with all that is in it, at :meth:`commit`.
+
+    It is built as ``.NAME.partial`` beside the target. A stale one is removed first: only one process may stage a
+    name, the holder of the run's lock. As a context manager it abandons what was not committed.
+
+    Args:
+        parent: the folder that it appears in; created when missing.
+        name: its name there.
+        durable: fsync every file and folder; see :func:`replace_file`.
+        syscalls: what changes the disk.
+
+    Raises:
+        StorageError: the name is taken, or the folder can't be created.
+        ArgumentError: ``name`` is not a plain name.
+    """
+
+    def __init__(self, parent: StrPath, name: str, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> None:
+        self.parent = os.path.abspath(parent)
+        self.path = os.path.join(os.fspath(parent), _plain(name))
+        self.partial = os.path.join(self.parent, f".{name}{PARTIAL}")
+        self._target = os.path.join(self.parent, name)
+        self._durable = durable
+        self._syscalls = syscalls
+        self._state = "open"
+        self._refuse_taken()
+        make_folders(self.parent, durable=durable, syscalls=syscalls)
+        with reported(self.path, "creating its partial folder"):
+            if os.path.lexists(self.partial):
+                remove_tree(self.partial, syscalls)
+            syscalls.mkdir(self.partial)
+
+    def _refuse_taken(self) -> None:
+        if os.path.lexists(self._target):
+            raise StorageError(f"`{shown(self.path)}`: exists already; nothing was written", file=self.path)
+
+    @contextlib.contextmanager
+    def file(self, name: str, *, mode: int = 0o666) -> Iterator[StagedFile]:
+        """A new file of the folder, checked, fsynced and closed when the block ends; ``mode`` is narrowed by the umask.
+
+        After an error in the block the folder can't be committed any more.
+        """
+        self._writable()
+        path = os.path.join(self.partial, _plain(name))
+        with self._or_failed():
+            with reported(os.path.join(self.path, name), "creating it"):
+                staged = StagedFile(
+                    os.path.join(self.path, name), self._syscalls.open_new(path, mode), syscalls=self._syscalls
+                )
+            try:
+                yield staged
+                staged.finish(self._durable)
+            except BaseException:
+                with contextlib.suppress(StorageError):
+                    staged.close()
+                raise
+
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
+        """Adds a small file."""
+        with self.file(name) as staged:
+            staged.write([WriteRequest(0, data)], digest=False)
+
+    def link(self, existing: StrPath, name: str) -> bool:
+        """Adds a file that exists elsewhere: as a hard link, or as a copy where the file system can't link.
+
+        Returns:
+            Whether it is a link.
+
+        Raises:
+            StorageError: neither worked.
+        """
+        self._writable()
+        source, target = os.fspath(existing), os.path.join(self.partial, _plain(name))
+        with self._or_failed():
+            try:
+                self._syscalls.link(source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    with reported(os.path.join(self.path, name), f"linking `{shown(source)}` there"):
+                        raise
+            else:
+                return True
+            self._copy(source, name)
+        return False
+
+    def _copy(self, existing: str, name: str) -> None:
+        source = FileSource(existing)
+        with contextlib.closing(source), self.file(name, mode=os.stat(existing).st_mode & 0o777) as staged:
+            staged.allocate(source.size)
+            staged.write([WriteRequest(0, source)], digest=False)
+
+    def commit(self) -> None:
+        """Makes the folder visible under its name, with everything in it; durable when this returns.
+
+        Raises:
+            StorageError: the name is taken, a file of it failed, or the disk did; nothing is visible then, except when
+                only the last fsync failed, which the message says.
+        """
+        self._writable()
+        try:
+            self._refuse_taken()
+            with reported(self.path, "committing", kept="it was not committed and is removed"):
+                if self._durable:
+                    self._syscalls.fsync_folder(self.partial)
+                self._syscalls.rename(self.partial, self._target)
+        except BaseException:
+            self.abandon()
+            raise
+        self._state = "committed"
+        if self._durable:
+            with reported(self.path, "fsync of its parent", kept="it is in place, but a power cut may undo it"):
+                self._syscalls.fsync_folder(self.parent)
+
+    def abandon(self) -> None:
+        """Removes what was written so far; what can't be removed is left for the next writer of this name."""
+        if self._state in ("open", "failed"):
+            self._state = "abandoned"
+            with contextlib.suppress(OSError):
+                remove_tree(self.partial, self._syscalls)
+
+    def _writable(self) -> None:
+        if self._state == "failed":
+            raise StorageError(f"`{shown(self.path)}`: a file of it failed; it can't be committed", file=self.path)
+        if self._state != "open":
+            raise ArgumentError(f"`{shown(self.path)}`: is {self._state} already", file=self.path)
+
+    @contextlib.contextmanager
+    def _or_failed(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._state = "failed"
+            raise
+
+    def __enter__(self) -> StagedFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+
+def _plain(name: str) -> str:
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ArgumentError(f"{name!r} is not a plain file name")
+    return name
+
+
+def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
+    """Removes a folder and all in it. At no moment does a part of it bear its name.
+
+    It is renamed to ``.NAME.deleting`` and the new name fsynced before the first file goes.
+
+    Raises:
+        NotFound: there is no such folder.
+        StorageError: it can't be renamed (nothing is lost), or not removed (what is left is ``.NAME.deleting``).
+    """
+    given, target = os.fspath(path), os.path.abspath(path)
+    parent, name = os.path.split(target)
+    doomed = os.path.join(parent, f".{name}{DELETING}")
+    if not os.path.lexists(target):
+        raise NotFound(f"`{shown(given)}`: no such folder", file=given)
+    with reported(given, "renaming it before removal", kept="nothing was removed"):
+        if os.path.lexists(doomed):
+            remove_tree(doomed, syscalls)
+        syscalls.rename(target, doomed)
+        syscalls.fsync_folder(parent)
+    with reported(given, "removing", kept=f"what is left is named .{shown(name)}{DELETING}"):
+        remove_tree(doomed, syscalls)
+
+
+def move_folder(source: StrPath, target: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
+    """Gives a folder another name on the same disk, in one step, and fsyncs both parents.
+
+    Raises:
+        NotFound: there is no folder ``source``.
+        StorageError: ``target`` exists, or lies on another disk; nothing has moved then.
+    """
+    given, old, new = os.fspath(source), os.path.abspath(source), os.path.abspath(target)
+    if not os.path.lexists(old):
+        raise NotFound(f"`{shown(given)}`: no such folder", file=given)
+    if os.path.lexists(new):
+        raise StorageError(f"`{shown(os.fspath(target))}`: exists already; `{shown(given)}` stays", file=given)
+    make_folders(os.path.dirname(new), syscalls=syscalls)
+    with reported(given, f"moving it to `{shown(os.fspath(target))}`", kept="it stays where it was"):
+        syscalls.rename(old, new)
+    with reported(given, "fsync after moving it", kept="it has moved, but a power cut may undo that"):
+        syscalls.fsync_folder(os.path.dirname(new))  # the new name first: never a moment without one
+        syscalls.fsync_folder(os.path.dirname(old))

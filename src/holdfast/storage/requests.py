@@ -1,0 +1,466 @@
+"""Many reads or writes at once: values that say what goes where, done by a few threads, digested on the way.
+
+Work is cut by bytes, not by tensor: a large tensor becomes several pieces at digest-chunk borders, thousands of small
+ones become one job and, where they are neighbours in the file, one system call. Bytes are digested in blocks of 1 MiB
+right before they are written (or after they are read), while the processor's cache still holds them. Writing,
+reading and hashing let go of the interpreter lock, so threads really run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import xxhash
+
+from holdfast.errors import ArgumentError, CorruptFile
+from holdfast.spec import CHUNK
+from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
+from holdfast.storage.source import (
+    ByteSource,
+    FileSource,
+    MemorySource,
+    SubSource,
+    byte_view,
+    check_inside,
+    remainder,
+)
+from holdfast.storage.syscalls import LOCAL, Syscalls
+from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
+
+_VECTOR = 1024
+
+Memory = bytes | bytearray | memoryview
+
+
+class WriteRequest(msgspec.Struct, eq=False):
+    """Bytes and where they go in the file that is written.
+
+    Attributes:
+        offset: first byte in the file.
+        source: the bytes where they live: memory, not copied, or any ByteSource.
+        start: first byte in ``source``.
+        length: bytes; None means to the end of ``source``.
+    """
+
+    offset: int
+    source: Memory | ByteSource
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes to write."""
+        if self.length is not None:
+            return self.length
+        whole = memoryview(self.source).nbytes if isinstance(self.source, Memory) else self.source.size
+        return whole - self.start
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What one request wrote.
+
+    Attributes:
+        chunks: one XXH3-128 digest (hex) for each 8 MiB, empty where none were asked for.
+        crc32: the CRC-32 of all its bytes, where it was asked for.
+    """
+
+    chunks: tuple[str, ...]
+    crc32: int | None = None
+
+
+class ReadRequest(msgspec.Struct, eq=False):
+    """Memory and the bytes that go into it.
+
+    Attributes:
+        source: where the bytes are.
+        offset: first byte there.
+        into: writable contiguous memory; its size says how many bytes.
+        chunks: expected digests of each 8 MiB; None leaves them unchecked.
+        crc32: the expected CRC-32; None leaves it unchecked.
+        name: what a report of damage calls it.
+    """
+
+    source: ByteSource
+    offset: int
+    into: memoryview
+    chunks: tuple[str, ...] | None = None
+    crc32: int | None = None
+    name: str = ""
+
+    @property
+    def length(self) -> int:
+        return self.into.nbytes
+
+
+class Check(msgspec.Struct, eq=False):
+    """Bytes and what is known of them. With neither ``chunks`` nor ``crc32`` only their presence is checked."""
+
+    source: ByteSource
+    offset: int
+    length: int
+    chunks: tuple[str, ...] | None = None
+    crc32: int | None = None
+    name: str = ""
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Bytes that are not what they should be.
+
+    Attributes:
+        name: what they are: a tensor, a record.
+        file: the source's name.
+        offset: first byte concerned, in the source.
+        length: bytes concerned.
+        expected: the digest, CRC or length that is recorded.
+        found: what is there instead.
+    """
+
+    name: str
+    file: str
+    offset: int
+    length: int
+    expected: str
+    found: str
+
+
+def write_requests(
+    fd: int,
+    requests: Sequence[WriteRequest],
+    *,
+    digest: bool = True,
+    crc: bool = False,
+    syscalls: Syscalls = LOCAL,
+    workers: int | None = None,
+) -> list[Written]:
+    """Writes all requests to an open file and digests them in the same pass.
+
+    Args:
+        fd: descriptor, open for writing.
+        requests: in the order of the file for the best speed; they must not overlap.
+        digest: whether to compute a digest for each 8 MiB.
+        crc: whether to compute CRC-32s.
+        syscalls: what writes.
+        workers: threads; None means one for each core, 8 at most.
+
+    Returns:
+        One Written for each request, in their order.
+
+    Raises:
+        CorruptFile: a source is shorter than its request says.
+        OSError: the file can't be written.
+        ArgumentError: memory is not contiguous, or an offset is negative.
+    """
+    feeds = [_feed(request) for request in requests]
+    lengths = [feed[2] for feed in feeds]
+    parts = [[_NOTHING] * max(1, -(-length // CHUNK)) for length in lengths]
+
+    def do(job: list[Piece]) -> None:
+        with lent_block() as block:
+            out = _Output(fd, syscalls, block)
+            for index, start, length in job:
+                parts[index][start // CHUNK] = _write_piece(out, feeds[index], start, length, digest, crc)
+            out.flush()
+
+    run_jobs(cut_jobs(lengths, workers), do, workers)
+    return [
+        Written(
+            tuple([hexed for hexed, _ in found]) if digest and length else (),
+            _joined_crc([value for _, value in found], length) if crc else None,
+        )
+        for found, length in zip(parts, lengths, strict=True)
+    ]
+
+
+def read_requests(requests: Sequence[ReadRequest], *, workers: int | None = None) -> list[Damage]:
+    """Reads bytes straight into the memory where they are wanted, and checks those that come with digests.
+
+    Args:
+        requests: in the order of the file for the best speed.
+        workers: threads; None means one for each core, 8 at most.
+
+    Returns:
+        What does not have its expected digest or CRC, in order; empty when all is well.
+
+    Raises:
+        CorruptFile: a source has fewer bytes than a request says. Memory may be partly filled.
+        StorageError: reading failed.
+    """
+    for request in requests:
+        check_inside(request.source.name, request.source.size, request.offset, request.length)
+    return _scan(requests, workers, strict=True)
+
+
+def verify_ranges(items: Sequence[Check], *, workers: int | None = None) -> list[Damage]:
+    """Reads bytes once, through a small buffer, and compares them with their digests.
+
+    Args:
+        items: what to check.
+        workers: threads; None means one for each core, 8 at most.
+
+    Returns:
+        All damage in order; a source that is cut short is damage too.
+
+    Raises:
+        StorageError: reading failed.
+    """
+    return _scan(items, workers, strict=False)
+
+
+# ---- what both sides need -------------------------------------------------------------------------------------------
+
+
+def _joined_crc(values: Sequence[int], length: int) -> int:
+    whole = values[0]
+    for number, value in enumerate(values[1:], 1):
+        whole = crc32_combine(whole, value, min(CHUNK, length - number * CHUNK))
+    return whole
+
+
+def _resolved(source: ByteSource, offset: int) -> tuple[ByteSource, int]:
+    """The source beneath parts of it, where neighbours show as neighbours."""
+    while isinstance(source, SubSource):
+        offset += source.offset
+        source = source.base
+    return source, offset
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+_NOTHING = ("", 0)
+_Feed = tuple[int, int, int, memoryview | ByteSource]
+"""(offset in the file, first byte in the source, bytes, the source): a WriteRequest after its checks."""
+
+
+def _feed(request: WriteRequest) -> _Feed:
+    given, length = request.source, request.size
+    source: ByteSource = MemorySource(given) if isinstance(given, Memory) else given
+    check_inside(source.name, source.size, request.start, length)
+    if request.offset < 0:
+        raise ArgumentError(f"a write of {length:,} bytes at byte {request.offset:,}: offsets start at 0")
+    source, start = _resolved(source, request.start)
+    return request.offset, start, length, source.view if isinstance(source, MemorySource) else source
+
+
+class _Output:
+    """Gathers neighbouring blocks of one job and writes them with as few system calls as their number allows."""
+
+    def __init__(self, fd: int, syscalls: Syscalls, block: memoryview) -> None:
+        self._fd = fd
+        self._block = block
+        self._pwritev = syscalls.pwritev
+        self._blocks: list[memoryview] = []
+        self._start = 0
+        self._bytes = 0
+        self._buffered = 0
+
+    def put(self, block: memoryview, offset: int) -> None:
+        """Queues ``block``, which must stay as it is until the next flush."""
+        if offset != self._start + self._bytes or len(self._blocks) == _VECTOR:
+            self.flush()
+            self._start = offset
+        self._blocks.append(block)
+        self._bytes += block.nbytes
+        if self._bytes >= BLOCK:
+            self.flush()
+
+    def fetch(self, source: ByteSource, start: int, length: int) -> memoryview:
+        """Reads from a source into this thread's buffer; the bytes stay there until the next flush."""
+        if self._buffered + length > BLOCK:
+            self.flush()
+        block = self._block[self._buffered : self._buffered + length]
+        source.read_into(start, block)
+        self._buffered += length
+        return block
+
+    def flush(self) -> None:
+        blocks, at, end = self._blocks, self._start, self._start + self._bytes
+        while at < end:
+            count = self._pwritev(self._fd, blocks, at)
+            at += count
+            if at < end:  # a short write: a signal, or a disk that is nearly full
+                blocks = remainder(blocks, count)
+        self._blocks, self._start, self._bytes, self._buffered = [], end, 0, 0
+
+
+def _write_piece(out: _Output, feed: _Feed, start: int, length: int, digest: bool, crc: bool) -> tuple[str, int]:
+    offset, first, _, source = feed
+    if length <= BLOCK:
+        block = _block(out, source, first + start, length)
+        hexed = xxhash.xxh3_128_hexdigest(block) if digest else ""
+        value = crc32(block) if crc else 0
+        out.put(block, offset + start)
+        return hexed, value
+    hasher, value = xxhash.xxh3_128(), 0
+    for at in range(start, start + length, BLOCK):
+        block = _block(out, source, first + at, min(BLOCK, start + length - at))
+        if digest:
+            hasher.update(block)
+        if crc:
+            value = crc32(block, value)
+        out.put(block, offset + at)
+    return hasher.hexdigest() if digest else "", value
+
+
+def _block(out: _Output, source: memoryview | ByteSource, start: int, length: int) -> memoryview:
+    if isinstance(source, memoryview):
+        return source[start : start + length]
+    return out.fetch(source, start, length)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _scan(items: Sequence[ReadRequest | Check], workers: int | None, *, strict: bool) -> list[Damage]:
+    scan = _Scan(items, strict=strict)
+    run_jobs(cut_jobs(scan.lengths, workers), scan.do, workers)
+    return scan.result()
+
+
+class _Scan:
+    """One pass over many ranges; ``do`` is called by several threads, each with jobs of its own."""
+
+    def __init__(self, items: Sequence[ReadRequest | Check], *, strict: bool) -> None:
+        self._items = items
+        self._strict = strict
+        self._places = [_resolved(item.source, item.offset) for item in items]
+        self._into = [byte_view(item.into) if isinstance(item, ReadRequest) else None for item in items]
+        self._damage: list[tuple[int, int, Damage]] = []
+        self._chunks: list[tuple[str, ...] | None] = []
+        self._crcs: dict[int, list[int]] = {}
+        self.lengths = [self._plan(index, item) for index, item in enumerate(items)]
+
+    def _plan(self, index: int, item: ReadRequest | Check) -> int:
+        """Checks what can be checked without reading; returns how many bytes to read."""
+        self._chunks.append(None)
+        size, length = item.source.size, item.length
+        if item.offset < 0 or length < 0 or item.offset + length > size:  # before any piece is made of a huge length
+            self._report(index, 0, length, f"{length:,} bytes", f"the file ends at byte {size:,}")
+            return 0
+        count = -(-length // CHUNK)
+        if item.chunks is not None:
+            problem = _unusable(item.chunks, count)
+            if problem:
+                self._report(index, 0, length, *problem)
+            else:
+                self._chunks[index] = item.chunks
+        if item.crc32 is not None:
+            self._crcs[index] = [0] * max(1, count)
+        known = self._chunks[index] is not None or item.crc32 is not None
+        return length if known or isinstance(item, ReadRequest) else 0
+
+    def do(self, job: list[Piece]) -> None:
+        with lent_block() as block:
+            group: list[Piece] = []
+            room = 0
+            for piece in job:
+                if piece[2] > BLOCK:
+                    self._guarded(piece, self._blocks(piece, block))
+                    continue
+                if group and (room + piece[2] > BLOCK or len(group) == _VECTOR or not self._follows(group[-1], piece)):
+                    self._neighbours(group, block)
+                    group, room = [], 0
+                group.append(piece)
+                room += piece[2]
+            self._neighbours(group, block)
+
+    def _follows(self, before: Piece, piece: Piece) -> bool:
+        source, offset = self._place(before)
+        next_source, next_offset = self._place(piece)
+        return source is next_source and offset + before[2] == next_offset
+
+    def _place(self, piece: Piece) -> tuple[ByteSource, int]:
+        source, offset = self._places[piece[0]]
+        return source, offset + piece[1]
+
+    def _neighbours(self, group: list[Piece], block: memoryview) -> None:
+        """Reads small neighbours together; where that fails, one by one, so that the damage has a name."""
+        views: list[memoryview] = []
+        room = 0
+        for index, start, length in group:
+            into = self._into[index]
+            views.append(block[room : room + length] if into is None else into[start : start + length])
+            room += length
+        if not views:
+            return
+        try:
+            source, offset = self._place(group[0])
+            _fill(source, offset, views)
+        except CorruptFile:
+            if self._strict:
+                raise
+            for piece in group:
+                self._guarded(piece, self._blocks(piece, block))
+        else:
+            for piece, view in zip(group, views, strict=True):
+                self._compare(piece, (view,))
+
+    def _guarded(self, piece: Piece, blocks: Iterable[memoryview]) -> None:
+        try:
+            self._compare(piece, blocks)
+        except CorruptFile:
+            if self._strict:
+                raise
+            self._report(*piece, "bytes that are there", "the file was cut while it was read")
+
+    def _blocks(self, piece: Piece, block: memoryview) -> Iterator[memoryview]:
+        index, start, length = piece
+        source, offset = self._place(piece)
+        into = self._into[index]
+        for at in range(0, length, BLOCK):
+            size = min(BLOCK, length - at)
+            view = block[:size] if into is None else into[start + at : start + at + size]
+            source.read_into(offset + at, view)
+            yield view
+
+    def _compare(self, piece: Piece, blocks: Iterable[memoryview]) -> None:
+        """Takes each block through the digest and the CRC, whichever is known, while it is warm."""
+        index, start, length = piece
+        chunks, values = self._chunks[index], self._crcs.get(index)
+        expected = chunks[start // CHUNK] if chunks else ""
+        hasher, prefix = hasher_like(expected)
+        value = 0
+        for block in blocks:
+            if chunks:
+                hasher.update(block)
+            if values is not None:
+                value = crc32(block, value)
+        if values is not None:
+            values[start // CHUNK] = value
+        if chunks and prefix + hasher.hexdigest() != expected.lower():
+            self._report(index, start, length, expected, prefix + hasher.hexdigest())
+
+    def _report(self, index: int, start: int, length: int, expected: str, found: str) -> None:
+        item = self._items[index]
+        damage = Damage(item.name, item.source.name, item.offset + start, length, expected, found)
+        self._damage.append((index, start, damage))
+
+    def result(self) -> list[Damage]:
+        for index, values in self._crcs.items():
+            item = self._items[index]
+            found = _joined_crc(values, item.length)
+            if found != item.crc32 and self.lengths[index] == item.length:
+                self._report(index, 0, item.length, f"crc32 {item.crc32:08x}", f"crc32 {found:08x}")
+        return [damage for _, _, damage in sorted(self._damage, key=lambda row: row[:2])]
+
+
+def _unusable(chunks: Sequence[str], count: int) -> tuple[str, str] | None:
+    """(expected, found) when these can't be the digests of ``count`` chunks."""
+    if len(chunks) != count:
+        return f"{count:,} digests of 8 MiB each", f"{len(chunks):,} digests are recorded"
+    for chunk in chunks:
+        if ":" in chunk:
+            try:
+                hasher_like(chunk)
+            except CorruptFile as error:
+                return f"a digest of {ALGORITHM} or sha256", str(error)
+    return None
+
+
+def _fill(source: ByteSource, offset: int, views: Sequence[memoryview]) -> None:
+    if isinstance(source, FileSource):
+        source.read_vector(offset, views)
+        return
+    for view in views:
+        source.read_into(offset, view)
+        offset += view.nbytes

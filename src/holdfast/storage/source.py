@@ -1,0 +1,302 @@
+"""Where bytes are read from: files, memory, streams and parts of them, all behind one small protocol."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import IO, Any, Protocol
+
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
+
+_VECTOR = 1024
+"""Buffers that one preadv takes: IOV_MAX of Linux and macOS."""
+
+
+class ByteSource(Protocol):
+    """Bytes that can be read at any offset, from any number of threads.
+
+    Attributes:
+        name: what messages call it; a file's path as the caller gave it.
+    """
+
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset``. Raises CorruptFile where the source has fewer."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills ``buffer`` with the bytes from ``offset``. Raises CorruptFile where the source has fewer."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the file. Closing twice is fine."""
+        ...
+
+
+def shown(name: str) -> str:
+    """``name`` for a message: what could move a terminal's cursor or reverse text is escaped as in ``repr``."""
+    if name.isprintable():
+        return name
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in name)
+
+
+def check_inside(name: str, size: int, offset: int, length: int) -> None:
+    """Raises CorruptFile unless ``length`` bytes from ``offset`` lie inside a source of ``size`` bytes."""
+    if offset < 0 or length < 0 or offset + length > size:
+        raise CorruptFile(
+            f"`{shown(name)}`: at byte {offset:,}: {length:,} bytes are wanted, the file ends at byte {size:,}; "
+            "it is cut short or its header is wrong",
+            file=name,
+            offset=offset,
+        )
+
+
+class FileSource:
+    """A regular file, read with ``pread``: no shared position, so threads do not wait for each other.
+
+    Args:
+        file: a path, or an open descriptor (duplicated; the caller keeps its own).
+        name: what messages call it; the path by default.
+
+    Raises:
+        NotFound: there is no such file.
+        StorageError: it can't be opened, or is a folder, FIFO, socket or device.
+        ArgumentError: the path holds a NUL.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | int, *, name: str | None = None) -> None:
+        self.name = name or (f"descriptor {file}" if isinstance(file, int) else os.fspath(file))
+        self._fd = self._open(file)
+        self._close = weakref.finalize(self, os.close, self._fd)
+        try:
+            self._size = self._regular_size()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, file: str | os.PathLike[str] | int) -> int:
+        try:
+            if isinstance(file, int):
+                return os.dup(file)
+            # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
+            return os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFound(f"`{shown(self.name)}`: no such file", file=self.name) from error
+        except OSError as error:
+            raise self._failed("opened", error) from error
+        except ValueError as error:
+            raise ArgumentError(f"`{shown(self.name)}`: not a usable path: {error}", file=self.name) from error
+
+    def _regular_size(self) -> int:
+        status = os.fstat(self._fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+        raise StorageError(f"`{shown(self.name)}`: is {kind}, a regular file is wanted", file=self.name)
+
+    def _failed(self, verb: str, error: OSError) -> StorageError:
+        reason = error.strerror or errno.errorcode.get(error.errno or 0, "unknown error")
+        return StorageError(f"`{shown(self.name)}`: can't be {verb}: {reason}", file=self.name)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self._size, offset, length)
+        data = bytearray(length)
+        self.read_vector(offset, [memoryview(data)])
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.read_vector(offset, [buffer])
+
+    def read_vector(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fills several buffers, in order, with the bytes from ``offset``: one system call for up to 1024 buffers."""
+        if self._fd < 0:
+            raise ArgumentError(f"`{shown(self.name)}`: read after it was closed", file=self.name)
+        for first in range(0, len(buffers), _VECTOR):
+            offset = self._fill(offset, list(buffers[first : first + _VECTOR]))
+
+    def _fill(self, offset: int, group: list[memoryview]) -> int:
+        wanted = sum(buffer.nbytes for buffer in group)
+        check_inside(self.name, self._size, offset, wanted)
+        end = offset + wanted
+        while offset < end:
+            try:
+                count = os.preadv(self._fd, group, offset)
+            except OSError as error:
+                raise self._failed(f"read at byte {offset:,}", error) from error
+            if count == 0:  # someone cut the file after it was opened
+                check_inside(self.name, min(offset, os.fstat(self._fd).st_size), offset, end - offset)
+            offset += count
+            if offset < end:
+                group = remainder(group, count)
+        return end
+
+    def close(self) -> None:
+        self._fd = -1
+        self._close()
+
+
+def remainder(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``buffers`` after a call that took or filled only the first ``done`` bytes."""
+    for index, buffer in enumerate(buffers):
+        if done < buffer.nbytes:
+            return [buffer.cast("B")[done:], *buffers[index + 1 :]]
+        done -= buffer.nbytes
+    return []
+
+
+class MemorySource:
+    """Bytes that are in memory already; ``view`` is that memory.
+
+    Args:
+        data: anything with the buffer protocol, C-contiguous; not copied.
+        name: what messages call it.
+
+    Raises:
+        ArgumentError: the memory is not contiguous.
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview | Any, name: str = "memory") -> None:
+        self.name = name
+        self.view = byte_view(data)
+
+    @property
+    def size(self) -> int:
+        return self.view.nbytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self.size, offset, length)
+        return bytes(self.view[offset : offset + length])
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self.size, offset, buffer.nbytes)
+        byte_view(buffer)[:] = self.view[offset : offset + buffer.nbytes]
+
+    def close(self) -> None:
+        """Nothing to let go of: the memory is the caller's."""
+
+
+def byte_view(data: Any) -> memoryview:
+    """The memory behind ``data`` as single bytes, not copied. Raises ArgumentError when it is not contiguous."""
+    view = memoryview(data)
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    if not view.c_contiguous:
+        raise ArgumentError(f"memory with strides {view.strides} is not contiguous; copy it first")
+    return memoryview(b"") if view.nbytes == 0 else view.cast("B")
+
+
+class StreamSource:
+    """A seekable binary file object, from its present position to its end.
+
+    A lock guards the position that the object has; the caller must not move it meanwhile.
+
+    Args:
+        stream: an object with ``seek``, ``tell`` and ``readinto`` or ``read``.
+        name: what messages call it; the object's ``name`` when it has one.
+
+    Raises:
+        ArgumentError: the object can't seek or is opened as text.
+    """
+
+    def __init__(self, stream: IO[bytes] | Any, *, name: str | None = None) -> None:
+        own = getattr(stream, "name", None)
+        self.name = name or (own if isinstance(own, str) else "stream")
+        self._stream = stream
+        self._lock = threading.Lock()
+        try:
+            self._start = stream.tell()
+            self._size = stream.seek(0, os.SEEK_END) - self._start
+            stream.seek(self._start)
+            binary = isinstance(stream.read(0), bytes)
+        except (AttributeError, OSError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"`{shown(self.name)}`: needs an open file object that can seek: {error}", file=self.name
+            ) from error
+        if not binary:
+            raise ArgumentError(f"`{shown(self.name)}`: is opened as text; open it with mode 'rb'", file=self.name)
+
+    @property
+    def size(self) -> int:
+        return max(self._size, 0)
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self.size, offset, length)
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self.size, offset, buffer.nbytes)
+        rest = byte_view(buffer)
+        with self._lock:
+            try:
+                self._stream.seek(self._start + offset)
+                while rest.nbytes:
+                    count = self._read_some(rest)
+                    if count == 0:
+                        check_inside(self.name, offset, offset, rest.nbytes)
+                    offset += count
+                    rest = rest[count:]
+            except OSError as error:
+                raise StorageError(
+                    f"`{shown(self.name)}`: can't be read at byte {offset:,}: {error}", file=self.name, offset=offset
+                ) from error
+
+    def _read_some(self, rest: memoryview) -> int:
+        if hasattr(self._stream, "readinto"):
+            return self._stream.readinto(rest) or 0
+        data = self._stream.read(min(rest.nbytes, 1 << 20))
+        rest[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Nothing to let go of: the file object is the caller's."""
+
+
+class SubSource:
+    """``length`` bytes of another source, from ``offset``. Closing it leaves the other source open.
+
+    Raises:
+        CorruptFile: the range reaches past the source.
+    """
+
+    def __init__(self, source: ByteSource, offset: int, length: int) -> None:
+        check_inside(source.name, source.size, offset, length)
+        self.name = source.name
+        self.base = source
+        self.offset = offset
+        self._size = length
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self._size, offset, length)
+        return self.base.read(self.offset + offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self._size, offset, buffer.nbytes)
+        self.base.read_into(self.offset + offset, buffer)
+
+    def close(self) -> None:
+        """Nothing to let go of: the source is the caller's."""
+
+
+def open_source(path: str | os.PathLike[str]) -> FileSource:
+    """Opens a regular file for reading; see :class:`FileSource` for what is refused."""
+    return FileSource(path)

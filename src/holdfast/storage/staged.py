@@ -1,0 +1,118 @@
+"""One file while it is being written: reserved, filled in parallel, counted, fsynced."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+from holdfast.errors import ArgumentError, StorageError
+from holdfast.storage.requests import WriteRequest, Written, write_requests
+from holdfast.storage.source import shown
+from holdfast.storage.syscalls import LOCAL, Syscalls
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def reported(
+    path: str, doing: str, *, needed: int | None = None, kept: str = "what was there before is unchanged"
+) -> Iterator[None]:
+    """Turns an OSError of a step into a StorageError that says which file, which step, and what is still good."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            wanted = "" if needed is None else f"{needed:,} bytes were to be written, "
+            reason = f"{reason}: {wanted}{_free(path)} bytes are free; make room and save again"
+        raise StorageError(f"`{shown(path)}`: {doing} failed: {reason}; {kept}", file=path) from error
+
+
+def _free(path: str) -> str:
+    try:
+        status = os.statvfs(os.path.dirname(path) or ".")
+    except OSError:
+        return "an unknown number of"
+    return f"{status.f_bavail * status.f_frsize:,}"
+
+
+class StagedFile:
+    """One file that is being written and that nobody sees yet.
+
+    Attributes:
+        path: the name that it will have.
+        fd: its descriptor.
+        size: its bytes, as told to :meth:`allocate`, else as far as was written.
+    """
+
+    def __init__(self, path: str, fd: int, *, syscalls: Syscalls = LOCAL) -> None:
+        self.path = path
+        self.fd = fd
+        self.size = 0
+        self._syscalls = syscalls
+        self._allocated = False
+        self._ranges: list[tuple[int, int]] = []
+
+    def allocate(self, size: int) -> None:
+        """Reserves room for ``size`` bytes, once and before writing, so that a full disk shows at once.
+
+        Raises:
+            StorageError: there is no room.
+            ArgumentError: it was called before, or too late.
+        """
+        if self._allocated or self._ranges or size < 0:
+            raise ArgumentError(f"`{shown(self.path)}`: allocate({size:,}) must come once, before anything is written")
+        with reported(self.path, "reserving room", needed=size):
+            self._syscalls.allocate(self.fd, size)
+        self.size = size
+        self._allocated = True
+
+    def write(self, requests: Sequence[WriteRequest], *, digest: bool = True, crc: bool = False) -> list[Written]:
+        """Writes requests, in parallel, and digests them on the way; may be called several times.
+
+        Args:
+            requests: bytes and where they go; no byte of the file may be written twice.
+            digest: whether to compute XXH3-128 digests of each 8 MiB.
+            crc: whether to compute CRC-32s.
+
+        Raises:
+            StorageError: writing failed.
+            ArgumentError: a request lies outside the allocated size.
+        """
+        ranges = [(request.offset, request.offset + request.size) for request in requests]
+        end = max((end for _, end in ranges), default=0)
+        if self._allocated and end > self.size:
+            raise ArgumentError(f"`{shown(self.path)}`: a write up to byte {end:,}, {self.size:,} bytes were allocated")
+        self.size = max(self.size, end)
+        self._ranges.extend(ranges)
+        with reported(self.path, "writing", needed=self.size):
+            return write_requests(self.fd, requests, digest=digest, crc=crc, syscalls=self._syscalls)
+
+    def finish(self, durable: bool) -> None:
+        """Checks that every byte was written exactly once, fsyncs if ``durable``, and closes.
+
+        Raises:
+            ArgumentError: bytes were left out or written twice: the writer's own mistake.
+            StorageError: fsync or close failed; some of the bytes may be lost.
+        """
+        at = 0
+        for start, end in sorted(self._ranges):
+            if start != at and end > start:
+                fault = "were never written" if start > at else "were written twice"
+                raise ArgumentError(f"`{shown(self.path)}`: bytes {min(at, start):,} to {max(at, start):,} {fault}")
+            at = max(at, end)
+        if at != self.size:
+            raise ArgumentError(f"`{shown(self.path)}`: bytes {at:,} to {self.size:,} were never written")
+        if durable:
+            with reported(self.path, "fsync", needed=self.size):
+                self._syscalls.fsync(self.fd)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the descriptor. Closing twice is fine."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with reported(self.path, "closing", needed=self.size):
+                self._syscalls.close(fd)
