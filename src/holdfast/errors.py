@@ -85,9 +85,13 @@ class MissingPart(NotFound):
 
 
 class MismatchError(HoldfastError):
-    """File and live object disagree; nothing was changed."""
+    """File and live object disagree; nothing was changed.
+
+    ``report`` is the LoadReport with every difference, where there is one.
+    """
 
     exit_code = 1
+    report: object | None = None
 
 
 class AmbiguousPart(MismatchError):

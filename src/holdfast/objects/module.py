@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from holdfast.objects.stateful import StatefulPart, class_name
-from holdfast.serialization.memory import is_plain_memory
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -68,7 +67,7 @@ def aliases(targets: dict[str, torch.Tensor]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     found: dict[str, str] = {}
     for name, tensor in targets.items():
-        if tensor.numel() and (is_plain_memory(tensor) or tensor.device.type not in ("meta", "cpu")):
+        if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
             key = (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
             if key in first:
                 found[name] = first[key]

@@ -99,14 +99,22 @@ class Placement:
             if placed is not None:
                 return placed if isinstance(placed, torch.UntypedStorage) else placed.untyped()
         device = self.device(location)
-        return storage if device.type == "cpu" else torch.empty(0, dtype=torch.uint8).set_(storage).to(device).untyped_storage()
+        return (
+            storage
+            if device.type == "cpu"
+            else torch.empty(0, dtype=torch.uint8).set_(storage).to(device).untyped_storage()
+        )
 
 
 def _explicit(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ArgumentError(f"map_location names {str(name)!r}, which is no device; here are: {', '.join(present_devices())}") from None
+        raise ArgumentError(
+            f"map_location names {str(name)!r}, which is no device; here are: {', '.join(present_devices())}"
+        ) from None
     if not is_present(device):
-        raise DeviceUnavailable(f"map_location asks for {device}, which is not here; here are: {', '.join(present_devices())}")
+        raise DeviceUnavailable(
+            f"map_location asks for {device}, which is not here; here are: {', '.join(present_devices())}"
+        )
     return device

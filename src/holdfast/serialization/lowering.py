@@ -40,7 +40,9 @@ class _Pending(msgspec.Struct, eq=False):
     path: Path
 
 
-def lower_state(value: Any, *, row_major: bool, replace: Callable[[Any, Path], Any | None] = lambda *_: None) -> Lowered:
+def lower_state(
+    value: Any, *, row_major: bool, replace: Callable[[Any, Path], Any | None] = lambda *_: None
+) -> Lowered:
     """Lowers live values; no tensor byte is touched before the document is written.
 
     Args:
@@ -65,7 +67,9 @@ def lower_state(value: Any, *, row_major: bool, replace: Callable[[Any, Path], A
 def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list[str]) -> Tree:
     cls = type(tensor)
     if cls is torch.nn.Parameter:
-        return Typed("parameter", {"data": _strided(tensor.detach(), path, pending), "requires_grad": tensor.requires_grad})
+        return Typed(
+            "parameter", {"data": _strided(tensor.detach(), path, pending), "requires_grad": tensor.requires_grad}
+        )
     if cls is not torch.Tensor:
         raise UnsupportedValue(
             f"`{dotted(path)}`: a tensor of class {cls.__module__}.{cls.__qualname__} can't be stored yet; store "
@@ -92,7 +96,9 @@ def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list
             },
         )
     if tensor.is_nested:
-        raise UnsupportedValue(f"`{dotted(path)}`: nested tensors can't be stored yet; store unbind()", path=dotted(path))
+        raise UnsupportedValue(
+            f"`{dotted(path)}`: nested tensors can't be stored yet; store unbind()", path=dotted(path)
+        )
     return _strided(tensor.resolve_conj().resolve_neg(), path, pending, requires_grad)
 
 
@@ -120,7 +126,9 @@ def _sparse(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
     elif layout in ("sparse_csc", "sparse_bsc"):
         parts = {"compressed": tensor.ccol_indices(), "plain": tensor.row_indices(), "values": tensor.values()}
     else:
-        raise UnsupportedValue(f"`{dotted(path)}`: layout {layout} can't be stored; store to_dense()", path=dotted(path))
+        raise UnsupportedValue(
+            f"`{dotted(path)}`: layout {layout} can't be stored; store to_dense()", path=dotted(path)
+        )
     payload: dict[str, Any] = {"layout": layout, "size": list(tensor.shape)}
     if layout == "sparse_coo":
         payload["coalesced"] = tensor.is_coalesced()
@@ -229,7 +237,9 @@ def _assign_shared(cluster: list[_Pending]) -> None:
     for item, (begin, _) in zip(cluster, bounds, strict=True):
         item.leaf.segment, item.leaf.offset = segment, begin - low
         if item.leaf.spec.stride is None:
-            item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape, contiguous_stride(item.tensor.shape))
+            item.leaf.spec = TensorSpec(
+                item.leaf.spec.dtype, item.leaf.spec.shape, contiguous_stride(item.tensor.shape)
+            )
 
 
 def _memory_segment(tensor: torch.Tensor, start: int, length: int) -> Segment:

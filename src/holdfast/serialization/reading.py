@@ -30,7 +30,9 @@ def live_dtype(spec: TensorSpec) -> torch.dtype:
     """
     dtype = getattr(torch, _AS_INTEGERS.get(spec.dtype, spec.dtype), None)
     if not isinstance(dtype, torch.dtype):
-        raise UnsupportedValue(f"this torch ({torch.__version__}) has no dtype {spec.dtype}; a newer one can load the file")
+        raise UnsupportedValue(
+            f"this torch ({torch.__version__}) has no dtype {spec.dtype}; a newer one can load the file"
+        )
     return dtype
 
 
@@ -55,12 +57,12 @@ def read_tree(
         FormatError, UntrustedType, StorageError: see ``lift`` and ``read_requests``.
     """
     # values first: what can't be loaded is refused before the first tensor byte is read
-    lift(tree, Lifting(leaf=lambda stored: _Placeholder, trusted=trusted, opaque=opaque, file=file, kinds=_PLACEHOLDERS))
+    lift(
+        tree, Lifting(leaf=lambda stored: _Placeholder, trusted=trusted, opaque=opaque, file=file, kinds=_PLACEHOLDERS)
+    )
     stored = [leaf for _, leaf in leaves(tree) if isinstance(leaf, StoredTensor)]
     tensors = dict(zip(map(id, stored), read_tensors(stored, placement or Placement()), strict=True))
-    how = Lifting(
-        leaf=lambda leaf: tensors[id(leaf)], trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS
-    )
+    how = Lifting(leaf=lambda leaf: tensors[id(leaf)], trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS)
     return lift(tree, how)
 
 
@@ -140,7 +142,9 @@ def _view(leaf: StoredTensor, storage: torch.UntypedStorage) -> torch.Tensor:
     spec = leaf.spec
     offset, rest = divmod(leaf.offset, spec.itemsize)
     if rest:
-        raise CorruptFile(f"`{leaf.segment.name}`: a {spec.dtype} tensor begins at byte {leaf.offset} of it, inside an element")
+        raise CorruptFile(
+            f"`{leaf.segment.name}`: a {spec.dtype} tensor begins at byte {leaf.offset} of it, inside an element"
+        )
     tensor = torch.empty(0, dtype=live_dtype(spec), device=storage.device)
     tensor.set_(storage, offset, spec.shape, spec.stride or contiguous_stride(spec.shape))
     if leaf.live_stride is None:
@@ -195,7 +199,13 @@ def _fill_through_block(leaf: StoredTensor, tensor: torch.Tensor) -> None:
     for piece, start in _pieces(target):
         block = torch.empty(piece.shape, dtype=live_dtype(leaf.spec))
         offset = leaf.segment.offset + leaf.offset + start * leaf.spec.itemsize
-        read_requests([ReadRequest(leaf.segment.source, offset, view_memory(block.data_ptr(), block.numel() * leaf.spec.itemsize))])
+        read_requests(
+            [
+                ReadRequest(
+                    leaf.segment.source, offset, view_memory(block.data_ptr(), block.numel() * leaf.spec.itemsize)
+                )
+            ]
+        )
         with torch.no_grad():
             piece.copy_(block)
 

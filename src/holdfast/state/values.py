@@ -164,7 +164,9 @@ def _stdlib_kinds() -> Iterator[Kind]:
     yield Kind("dict", dict, _pairs, dict, dict)  # only dicts with keys that are not all strings
     yield Kind("ordered_dict", collections.OrderedDict, _pairs, collections.OrderedDict, collections.OrderedDict)
     yield Kind("counter", collections.Counter, _pairs, lambda p: collections.Counter(dict(p)), dict)
-    yield Kind("defaultdict", collections.defaultdict, _lower_defaultdict, _lift_defaultdict, lambda p: dict(p["items"]))
+    yield Kind(
+        "defaultdict", collections.defaultdict, _lower_defaultdict, _lift_defaultdict, lambda p: dict(p["items"])
+    )
     yield Kind(
         "deque",
         collections.deque,
@@ -188,7 +190,9 @@ def _stdlib_kinds() -> Iterator[Kind]:
         lambda p: datetime.timedelta(days=p[0], seconds=p[1], microseconds=p[2]),
         lambda p: p[0] * 86400 + p[1] + p[2] / 1e6,
     )
-    yield Kind("fraction", fractions.Fraction, lambda v: [v.numerator, v.denominator], lambda p: fractions.Fraction(*p), _same)
+    yield Kind(
+        "fraction", fractions.Fraction, lambda v: [v.numerator, v.denominator], lambda p: fractions.Fraction(*p), _same
+    )
     yield Kind("decimal", decimal.Decimal, str, decimal.Decimal, _same)
     yield Kind("slice", slice, lambda v: [v.start, v.stop, v.step], lambda p: slice(*p), list)
     yield Kind("range", range, lambda v: [v.start, v.stop, v.step], lambda p: range(*p), list)
@@ -260,7 +264,9 @@ def _lower_composite(value: Any, cls: type, how: Lowering, path: Path, above: li
         try:
             payload = kind.lower(value)
         except TypeError as reason:
-            raise UnsupportedValue(f"`{dotted(path)}`: {_name(cls)} can't be stored: {reason}", path=dotted(path)) from None
+            raise UnsupportedValue(
+                f"`{dotted(path)}`: {_name(cls)} can't be stored: {reason}", path=dotted(path)
+            ) from None
         return Typed(kind.name, _lower_payload(payload, how, path, above))
     simpler = how.replace(value, path)
     if simpler is not None:

@@ -1,0 +1,177 @@
+"""One save from end to end: live objects to a document to a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import IO, Any
+
+import msgspec
+from torch import nn
+
+from holdfast.errors import ArgumentError
+from holdfast.formats import safetensors, torchzip
+from holdfast.formats.base import Document, StoredTensor
+from holdfast.objects.capture import adapt, find_objects, is_object
+from holdfast.objects.module import parameter_names
+from holdfast.serialization.lowering import lower_state
+from holdfast.spec import Path
+from holdfast.state.flatten import leaves
+from holdfast.state.paths import dotted
+from holdfast.storage.atomic import replace_file
+from holdfast.storage.staged import StagedFile
+
+FORMATS: dict[str, ModuleType] = {"pt": torchzip, "safetensors": safetensors}
+"""What ``format=`` takes."""
+_COPY_BLOCK = 8 * 1024 * 1024
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What one save wrote.
+
+    Attributes:
+        file: where, as the caller named it.
+        format: ``pt`` or ``safetensors``.
+        tensors: how many tensors the tree has, aliases included.
+        bytes: size of the file.
+        seconds: from the call to the commit.
+        notes: what a reader of the file should know: tensors stored detached, names stored once.
+    """
+
+    file: str
+    format: str
+    tensors: int
+    bytes: int
+    seconds: float
+    notes: list[str] = []
+
+
+def save_file(
+    obj: Any,
+    f: str | os.PathLike[str] | IO[bytes],
+    *,
+    format: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    config: Any = None,
+    durable: bool = True,
+) -> Saved:
+    """Saves ``obj`` to ``f``; see ``holdfast.save``."""
+    begin = time.perf_counter()
+    name = format_for(f, format)
+    document, notes = document_of(obj, row_major=name == "safetensors", config=config, metadata=metadata)
+    size, told = write_document(document, f, name, durable=durable)
+    return Saved(
+        file=shown_name(f),
+        format=name,
+        tensors=sum(isinstance(leaf, StoredTensor) for _, leaf in leaves(document.tree)),
+        bytes=size,
+        seconds=time.perf_counter() - begin,
+        notes=notes + told,
+    )
+
+
+def write_document(
+    document: Document, f: str | os.PathLike[str] | IO[bytes], name: str, *, durable: bool = True
+) -> tuple[int, list[str]]:
+    """Writes a document as one file; returns its size and what the format has to say."""
+    top = "archive"
+    if isinstance(f, str | os.PathLike):
+        stem = os.path.splitext(os.path.basename(os.fspath(f)))[0]
+        top = stem if stem.isascii() and stem else "archive"  # as torch.save names the folder inside its archive
+        staging = replace_file(f, durable=durable)
+    else:
+        staging = _into_stream(f)
+    with staging as staged:
+        told = FORMATS[name].write(staged, document, top=top)
+    return staged.size, list(told.get("notes", []))
+
+
+def format_for(f: str | os.PathLike[str] | IO[bytes], format: str | None) -> str:
+    """The format by name, else by suffix; anything but ``.safetensors`` is a torch zip, as with torch.save.
+
+    Raises:
+        ArgumentError: an unknown format, or something that is no destination.
+    """
+    if not isinstance(f, str | os.PathLike) and not callable(getattr(f, "write", None)):
+        raise ArgumentError(f"can't save to a {type(f).__name__}: give a path or a file object opened with mode 'wb'")
+    if format is not None:
+        if format not in FORMATS:
+            raise ArgumentError(f"format {format!r} is unknown; there are: {', '.join(FORMATS)}")
+        return format
+    if isinstance(f, str | os.PathLike):
+        text = os.fspath(f)
+        if "://" in text:
+            raise ArgumentError(f"`{text}`: saving to a URL is not in this version; save to a path", file=text)
+        if text.endswith(".safetensors"):
+            return "safetensors"
+    return "pt"
+
+
+def shown_name(f: Any) -> str:
+    """What messages call a source or destination."""
+    return os.fspath(f) if isinstance(f, str | os.PathLike) else f"<{type(f).__name__}>"
+
+
+def document_of(
+    obj: Any, *, row_major: bool, config: Any = None, metadata: Mapping[str, str] | None = None
+) -> tuple[Document, list[str]]:
+    """The document for any nesting of live objects, tensors and plain values, and notes on it.
+
+    Args:
+        obj: what to save; every object inside is captured by its ``state_dict``.
+        row_major: whether the container stores only row-major tensors.
+        config: how the model is constructed, recorded with the only module of ``obj``.
+        metadata: the user's own strings.
+
+    Raises:
+        UnsupportedValue: names the path and the type.
+        ArgumentError: a config without exactly one module, or metadata that is not strings.
+    """
+    found = list(find_objects(obj))
+    modules = {dotted(path): value for path, value in found if isinstance(value, nn.Module)}
+    names = parameter_names(modules)
+    described: dict[str, dict[str, Any]] = {}
+
+    def replace(value: Any, path: Path) -> Any | None:
+        if not is_object(value):
+            return None
+        part = adapt(value, dotted(path), names)
+        described[dotted(path) if path else ""] = part.describe()
+        return part.capture()
+
+    lowered = lower_state(obj, row_major=row_major, replace=replace)
+    if config is not None:
+        if len(modules) != 1:
+            raise ArgumentError(f"config= belongs to one module, {len(modules)} are saved; save them apart")
+        (key,) = (name for name, record in described.items() if record["kind"] == "module")
+        described[key]["config"] = lower_state(config, row_major=row_major).tree
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ArgumentError(f"metadata maps strings to strings; {key!r} is {value!r}")
+    return Document(lowered.tree, described, dict(metadata or {})), lowered.notes
+
+
+@contextmanager
+def _into_stream(stream: IO[bytes]) -> Iterator[StagedFile]:
+    """A staged file in memory whose bytes are written to ``stream`` when all of them are there.
+
+    The archive is built at its own offsets first, since a stream may not seek; nothing reaches it before that.
+    """
+    memory = os.memfd_create("holdfast", os.MFD_CLOEXEC)
+    try:
+        staged = StagedFile(shown_name(stream), os.dup(memory))
+        try:
+            yield staged
+            staged.finish(durable=False)
+        finally:
+            staged.close()
+        for offset in range(0, staged.size, _COPY_BLOCK):
+            block = memoryview(os.pread(memory, min(_COPY_BLOCK, staged.size - offset), offset))
+            while block:  # a raw file may take less than it is given
+                count = stream.write(block)
+                block = block[len(block) if count is None else count :]
+    finally:
+        os.close(memory)
