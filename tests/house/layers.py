@@ -31,7 +31,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli": {"api"},
     "__init__": set(DIRECT) - {"__main__"},
 }
-"""What a row may import as well, but only inside functions: these start without torch."""
+"""What a row may import as well, but only inside functions and for type checkers: these start without torch."""
 
 LIGHT = {"errors", "spec", "storage", "state", "formats", "runs", "report", "cli", "__init__", "__main__"}
 """Rooms that work without torch and numpy."""

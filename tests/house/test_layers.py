@@ -18,7 +18,7 @@ def violations(module: Module) -> list[str]:
     for item in imports(module):
         room = room_of(item.name)
         may = layers.allowed(module.room)
-        if item.inside_function:
+        if item.inside_function or item.for_typing:
             may |= layers.INSIDE_FUNCTIONS.get(module.room, set())
         if room is not None and room not in may:
             found.append(
