@@ -83,7 +83,7 @@ def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(stride))
 
 
-class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a tensor is: dtype, shape and stride.
 
     Attributes:
@@ -123,9 +123,7 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.stride is None or 0 in self.shape:
             return True
         wanted = contiguous_stride(self.shape)
-        return all(
-            size == 1 or have == want for size, have, want in zip(self.shape, self.stride, wanted, strict=True)
-        )
+        return all(size == 1 or have == want for size, have, want in zip(self.shape, self.stride, wanted, strict=True))
 
     def __str__(self) -> str:
         return f"{tuple(self.shape)} {self.dtype}"
