@@ -1,0 +1,173 @@
+"""What is in a run's folder, and what follows from it: which step to resume, which is best. Reads manifests only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from holdfast.errors import FormatError, NotFound, StorageError
+from holdfast.runs.layout import MANIFEST, QUARANTINE, RUN_FILE, SUPERSEDED, parse_leftover, parse_step
+from holdfast.runs.manifest import Manifest, read_manifest
+from holdfast.runs.run_file import BestRule
+from holdfast.state.paths import printable
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One step folder.
+
+    Attributes:
+        step: by its name.
+        path: the folder.
+        manifest: what it is; None when it can't be trusted.
+        problem: why not, for people; None when it can.
+    """
+
+    step: int
+    path: str
+    manifest: Manifest | None = None
+    problem: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files but the manifest, as the manifest says; 0 when there is none."""
+        return sum(record.size for record in self.manifest.files.values()) if self.manifest else 0
+
+
+class Catalog(msgspec.Struct, frozen=True):
+    """The contents of a run's folder.
+
+    Attributes:
+        root: the folder.
+        checkpoints: every step folder, ordered by step.
+        partial: steps whose save or deletion did not finish.
+        quarantined: names of steps that failed verification.
+        superseded: names of steps of a future that was left.
+    """
+
+    root: str
+    checkpoints: tuple[Listed, ...] = ()
+    partial: tuple[int, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    superseded: tuple[str, ...] = ()
+
+    @property
+    def readable(self) -> tuple[Listed, ...]:
+        """The checkpoints whose manifest is good, ordered by step."""
+        return tuple(one for one in self.checkpoints if one.manifest is not None)
+
+    def find(self, step: int) -> Listed | None:
+        """The checkpoint of that step, readable or not."""
+        return next((one for one in self.checkpoints if one.step == step), None)
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Which step a run goes on from.
+
+    Attributes:
+        step: None when it starts fresh.
+        reasons: for people, the decision first, then what was passed over.
+    """
+
+    step: int | None
+    reasons: tuple[str, ...]
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like a run: it has a run.json or a step."""
+    path = os.fspath(folder)
+    if os.path.lexists(os.path.join(path, RUN_FILE)):
+        return True
+    try:
+        with os.scandir(path) as found:
+            return any(parse_step(item.name) is not None for item in found)
+    except OSError:
+        return False
+
+
+def scan(root: str | os.PathLike[str]) -> Catalog:
+    """Lists a run's folder. Names that are no run's are passed over.
+
+    Raises:
+        NotFound: there is no such folder.
+        StorageError: it can't be read.
+    """
+    path = os.fspath(root)
+    names = _names(path)
+    steps = sorted(step for name in names if (step := parse_step(name)) is not None)
+    by_step = {parse_step(name): name for name in names}
+    return Catalog(
+        root=path,
+        checkpoints=tuple(_listed(os.path.join(path, by_step[step]), step) for step in steps),
+        partial=tuple(sorted(step for name in names if (step := parse_leftover(name)) is not None)),
+        quarantined=_moved(path, QUARANTINE, names),
+        superseded=_moved(path, SUPERSEDED, names),
+    )
+
+
+def choose_resume(catalog: Catalog) -> Choice:
+    """The newest checkpoint whose manifest is good; newer damaged ones are named in the reasons."""
+    passed = [one for one in catalog.checkpoints if one.manifest is None]
+    partial = [f"step {step} was never committed" for step in catalog.partial]
+    if not catalog.readable:
+        start = "no checkpoint can be read" if passed else "no checkpoint yet"
+        return Choice(None, (f"{start}: a fresh start", *_problems(passed), *partial))
+    chosen = catalog.readable[-1]
+    count = len(catalog.readable)
+    first = f"step {chosen.step} is the newest of {count} checkpoint{'s' if count > 1 else ''}"
+    return Choice(chosen.step, (first, *_problems([one for one in passed if one.step > chosen.step]), *partial))
+
+
+def best(checkpoints: Sequence[Listed], rule: BestRule) -> Listed | None:
+    """The checkpoint with the best value of a metric; None when none has it.
+
+    NaN is never best, 0.0 is a value like any other, and of equal values the later step wins.
+    """
+    ranked = by_metric(checkpoints, rule)
+    return ranked[0] if ranked else None
+
+
+def by_metric(checkpoints: Sequence[Listed], rule: BestRule) -> list[Listed]:
+    """The checkpoints that have a value of the metric, best first."""
+    valued = [(value, one) for one in checkpoints if (value := metric_of(one, rule.metric)) is not None]
+    sign = 1.0 if rule.mode == "min" else -1.0
+    return [one for _, one in sorted(valued, key=lambda item: (sign * item[0], -item[1].step))]
+
+
+def metric_of(one: Listed, metric: str) -> float | None:
+    """The value of a metric that is a number; NaN counts as none."""
+    value = one.manifest.metrics.get(metric) if one.manifest else None
+    return None if value is None or value != value else value
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"`{printable(path)}`: no such folder", file=path) from None
+    except OSError as error:
+        raise StorageError(f"`{printable(path)}`: can't be listed: {error.strerror}", file=path) from error
+
+
+def _moved(path: str, folder: str, names: list[str]) -> tuple[str, ...]:
+    if folder not in names:
+        return ()
+    return tuple(sorted(name for name in _names(os.path.join(path, folder)) if name.startswith("step-")))
+
+
+def _listed(path: str, step: int) -> Listed:
+    try:
+        manifest = read_manifest(path)
+    except NotFound:
+        return Listed(step, path, None, f"has no {MANIFEST}: it was not committed by holdfast")
+    except (FormatError, StorageError) as reason:
+        return Listed(step, path, None, str(reason))
+    if manifest.step != step:
+        problem = f"its manifest says step {manifest.step}: the folder was renamed or copied"
+        return Listed(step, path, None, problem)
+    return Listed(step, path, manifest)
+
+
+def _problems(listed: Sequence[Listed]) -> list[str]:
+    return [f"step {one.step} is passed over: {one.problem}" for one in reversed(listed)]

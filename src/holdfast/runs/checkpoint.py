@@ -1,0 +1,192 @@
+"""One committed step: written into a staged folder, opened as a container.
+
+The order in the folder is containers, entries.json, state.json, manifest.json: the manifest names the digest of each
+other file and stands last, so a folder with a good manifest is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import CorruptFile, NotFound
+from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.packing import Packed
+from holdfast.formats.safetensors import write_tensors
+from holdfast.runs.entries import (
+    ENTRIES_LIMIT,
+    STATE_LIMIT,
+    decode_entries,
+    decode_state,
+    encode_entries,
+    encode_state,
+    owner_key,
+)
+from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
+from holdfast.runs.manifest import FileRecord, Manifest, encode, read_manifest, read_small
+from holdfast.runs.placing import Stored, entries, place
+from holdfast.spec import Entry, TensorSpec
+from holdfast.state.paths import dotted, printable
+from holdfast.storage.atomic import StagedFolder
+from holdfast.storage.digest import check_digest, digest_bytes
+from holdfast.storage.source import FileSource, open_source
+
+
+def write_checkpoint(folder: StagedFolder, document: Document, manifest: Manifest) -> Manifest:
+    """Writes a document into a folder that is being staged; the caller commits it.
+
+    Args:
+        folder: where; nothing of it is visible before its ``commit``.
+        document: the tree, one key for each object, and what is known of the objects.
+        manifest: run, step, epoch, batch, time, metrics and environment; files, objects and metadata are filled in.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        StorageError: the disk is full or failed.
+        ArgumentError: the tree or the manifest can't be written.
+    """
+    placement = place(document.tree)
+    files: dict[str, FileRecord] = {}
+    stored: dict[tuple[str, str], Stored] = {}
+    for file, packed in placement.containers.items():
+        files[file] = _write_container(folder, file, packed, stored)
+    counter = iter(range(len(placement.members)))
+    for name, data in (
+        (ENTRIES, encode_entries(entries(placement, stored))),
+        (STATE, encode_state(document.tree, lambda _: next(counter))),
+    ):
+        folder.write_bytes(name, data)
+        files[name] = FileRecord(len(data), digest_bytes(data))
+    complete = msgspec.structs.replace(manifest, files=files, objects=document.objects, metadata=document.metadata)
+    folder.write_bytes(MANIFEST, encode(complete))
+    return complete
+
+
+def _write_container(
+    folder: StagedFolder, file: str, packed: Sequence[Packed], stored: dict[tuple[str, str], Stored]
+) -> FileRecord:
+    with folder.file(file) as staged:
+        written = write_tensors(staged, [(entry.name, _as_tensor(entry)) for entry in packed])
+        for one in written:
+            stored[file, one.name] = Stored(one.offset, one.length, one.chunks)
+        head = min((one.offset for one in written), default=staged.size)
+        header = FileSource(staged.fd, name=staged.path)
+        try:
+            return FileRecord(staged.size, digest_bytes(header.read(0, head)), head)
+        finally:
+            header.close()
+
+
+def _as_tensor(packed: Packed) -> StoredTensor:
+    spec = TensorSpec(packed.dtype, packed.shape)
+    return StoredTensor(spec, Segment(packed.source, packed.start, packed.length, packed.name))
+
+
+class Checkpoint(Container):
+    """One step of a run, opened: manifest and entries are read and checked, tensors are not.
+
+    Attributes:
+        manifest: what the checkpoint is.
+        entries: one for each tensor, and one for each run of bytes that only views refer to.
+    """
+
+    format = "run-checkpoint"
+
+    def __init__(self, folder: str) -> None:
+        self.file = folder
+        self.manifest = read_manifest(folder)
+        self.entries = decode_entries(
+            self._recorded(ENTRIES, ENTRIES_LIMIT), self.manifest.files, os.path.join(folder, ENTRIES)
+        )
+        self._sources: dict[str, FileSource] = {}
+        try:
+            for name, record in self.manifest.files.items():
+                if name not in (ENTRIES, STATE):
+                    self._sources[name] = _open_recorded(folder, name, record)
+        except BaseException:
+            self.close()
+            raise
+        self._tensors, self._segments = self._build()
+
+    def _recorded(self, name: str, limit: int) -> bytes:
+        """The bytes of one of the small files, checked against the manifest."""
+        record = self.manifest.files.get(name)
+        path = os.path.join(self.file, name)
+        if record is None:
+            raise CorruptFile(f"`{printable(self.file)}`: its manifest does not list {name}", file=self.file)
+        data = read_small(self.file, name, limit)
+        check_digest(data, record.digest, file=path)
+        return data
+
+    def _build(self) -> tuple[list[StoredTensor], list[Segment]]:
+        segments: dict[Any, tuple[Segment, int]] = {}
+        for entry in self.entries:
+            if entry.alias_of is None:
+                name = printable(dotted(entry.path))
+                segment = Segment(self._sources[entry.file], entry.offset, entry.length, name, entry.chunks)
+                segments[owner_key(entry.path)] = (segment, entry.offset)
+        tensors = []
+        for entry in self.entries:
+            segment, start = segments[owner_key(entry.alias_of or entry.path)]
+            tensors.append(
+                StoredTensor(entry.spec, segment, entry.offset - start, entry.requires_grad, entry.live_stride)
+            )
+        return tensors, [segment for segment, _ in segments.values()]
+
+    def document(self) -> Document:
+        """The tree with a StoredTensor for each tensor; tied ones share their Segment.
+
+        Raises:
+            FormatError: state.json is damaged.
+        """
+        data = self._recorded(STATE, STATE_LIMIT)
+        tree = decode_state(data, self._tensors.__getitem__, len(self._tensors), os.path.join(self.file, STATE))
+        return Document(tree, self.manifest.objects, self.manifest.metadata)
+
+    def segments(self) -> list[Segment]:
+        """The bytes of every stored tensor with their chunk digests."""
+        return list(self._segments)
+
+    def tensors(self) -> list[tuple[Entry, StoredTensor]]:
+        """Every tensor with its entry, in the order of the tree."""
+        return list(zip(self.entries, self._tensors, strict=True))
+
+    def close(self) -> None:
+        """Closes the containers of the folder."""
+        for source in self._sources.values():
+            source.close()
+
+
+def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a committed step, ``runs/a/step-00001000``; no tensor is read.
+
+    Raises:
+        NotFound: there is no such folder, or it holds no manifest: nothing was committed there.
+        FormatError: the manifest or what it names is damaged or from a newer version.
+        StorageError: a file can't be read.
+    """
+    path = os.fspath(folder)
+    if not os.path.isdir(path):
+        raise NotFound(f"`{printable(path)}`: no such checkpoint folder", file=path)
+    if not os.path.lexists(os.path.join(path, MANIFEST)):
+        raise NotFound(f"`{printable(path)}`: has no {MANIFEST}: it is no committed checkpoint", file=path)
+    return Checkpoint(path)
+
+
+def _open_recorded(folder: str, name: str, record: FileRecord) -> FileSource:
+    source = open_source(inside(folder, name))
+    if source.size == record.size:
+        return source
+    size = source.size
+    source.close()
+    raise CorruptFile(
+        f"`{printable(source.name)}`: has {size:,} bytes, the manifest says {record.size:,}: "
+        f"{'cut short' if size < record.size else 'it grew'}; holdfast verify says what is left",
+        file=source.name,
+        offset=min(size, record.size),
+    )

@@ -1,0 +1,105 @@
+"""Opens whatever a user may mean by ``f``: a file, a stream, a run, a step of it, a reference, a sharded model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import IO, Any
+
+from holdfast.errors import ArgumentError, NotFound, StorageError, UnknownFormat
+from holdfast.formats.base import Container
+from holdfast.formats.detect import open_container
+from holdfast.runs.catalog import is_run
+from holdfast.runs.checkpoint import open_checkpoint
+from holdfast.runs.layout import MANIFEST
+from holdfast.runs.reference import FORMS, Reference, parse, resolve
+from holdfast.state.paths import printable
+from holdfast.storage.source import StreamSource, open_source
+
+INDEX_SUFFIX = ".index.json"
+_SHOWN = 8
+
+Openable = str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes] | Any
+"""A path, a reference, or an open binary file object. Typed as Any for the many classes that are file objects."""
+
+
+def open_any(f: Openable) -> Container:
+    """Opens a file, stream, checkpoint, run or reference; headers are read, tensors are not.
+
+    Args:
+        f: a path or reference (``runs/a@best``), or a binary file object that can seek. A run means its last
+            checkpoint. A path that exists is never taken for a reference.
+
+    Returns:
+        An open container; close it, or use it as a context manager.
+
+    Raises:
+        NotFound: there is nothing of that name; the message says what is near.
+        FormatError: what is there can't be read; the message says what it is.
+        ArgumentError: ``f`` is neither a path nor a file object.
+        StorageError: reading failed.
+    """
+    if not isinstance(f, str | bytes | os.PathLike):
+        return _open_stream(f)
+    path = os.fsdecode(f)
+    if os.path.isdir(path):
+        return _open_folder(path)
+    if not os.path.lexists(path):
+        reference = parse(path)
+        if reference is not None:
+            return open_checkpoint(resolve(reference))
+        raise _missing(path)
+    source = open_source(path)
+    try:
+        return open_container(source, path)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_stream(f: Any) -> Container:
+    if not hasattr(f, "read"):
+        raise ArgumentError(
+            f"a path or an open binary file is wanted, not {type(f).__name__}: {printable(repr(f)[:80])}"
+        )
+    source = StreamSource(f)
+    return open_container(source, source.name)
+
+
+def _open_folder(path: str) -> Container:
+    if os.path.lexists(os.path.join(path, MANIFEST)):
+        return open_checkpoint(path)
+    if is_run(path):
+        return open_checkpoint(resolve(Reference(path, "last")))
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise StorageError(f"`{printable(path)}`: can't be listed: {error.strerror}", file=path) from error
+    raise UnknownFormat(f"`{printable(path)}`: is a folder with {_seen(names)}; {_wanted(names)}", file=path)
+
+
+def _seen(names: list[str]) -> str:
+    if not names:
+        return "nothing in it"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name[:60]) for name in names[:_SHOWN]) + more
+
+
+def _wanted(names: list[str]) -> str:
+    wanted = (
+        "a run (step-00001000 and so on), a checkpoint (manifest.json) or a sharded model (NAME.index.json) can be read"
+    )
+    files = [name for name in names if name.endswith((".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar"))]
+    return f"{wanted}; did you mean the file {printable(files[0][:60])} in it?" if files else wanted
+
+
+def _missing(path: str) -> NotFound:
+    folder, name = os.path.split(path)
+    try:
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.6)
+    except OSError:
+        near = []
+    hint = f"; near: {', '.join(printable(os.path.join(folder, one)) for one in near)}" if near else ""
+    if "@" in name:
+        hint += f"; references are a run's folder and {FORMS}"
+    return NotFound(f"`{printable(path)}`: no such file or folder{hint}", file=path)
