@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -46,9 +47,16 @@ class ModulePart(StatefulPart):
 
     def spare(self) -> Any:
         return {
-            name: value.clone() if isinstance(value, torch.Tensor) else value
+            name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
             for name, value in self.obj.state_dict().items()
         }
+
+    def roll_back(self, spare: Any) -> None:
+        with torch.no_grad():
+            for name, live in self.targets().items():
+                live.copy_(spare[name])
+        if any(not isinstance(value, torch.Tensor) for value in spare.values()):
+            self.obj.load_state_dict(spare, strict=False)  # extra state has no other way in
 
 
 def _loads_itself(module: nn.Module) -> bool:

@@ -50,11 +50,18 @@ class OptimizerPart(StatefulPart):
             if isinstance(value, torch.Tensor)
         }
 
-    def device_of(self, index: int) -> torch.device:
-        """Where the state of parameter ``index`` lives: with the parameter."""
-        parameters = [p for group in self.obj.param_groups for p in group["params"]]
-        device: torch.device = parameters[index].device
-        return device
+    def spare(self) -> Any:
+        """The present state, by reference: tensors are kept, only which belongs where is copied."""
+        state = {parameter: dict(values) for parameter, values in self.obj.state.items()}
+        return state, [dict(group) for group in self.obj.param_groups]
+
+    def roll_back(self, spare: Any) -> None:
+        state, groups = spare
+        self.obj.state.clear()
+        self.obj.state.update(state)
+        for group, old in zip(self.obj.param_groups, groups, strict=True):
+            group.clear()
+            group.update(old)
 
 
 def is_scheduler(obj: Any) -> bool:

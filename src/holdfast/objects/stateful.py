@@ -46,8 +46,12 @@ class StatefulPart:
         self.obj.load_state_dict(state)
 
     def spare(self) -> Any:
-        """A copy of the present state, to be given to ``assign`` when something fails."""
+        """The present state, for ``roll_back``."""
         return copy.deepcopy(self.capture())
+
+    def roll_back(self, spare: Any) -> None:
+        """Undoes ``assign``."""
+        self.assign(spare)
 
 
 class GeneratorPart(StatefulPart):

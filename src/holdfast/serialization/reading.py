@@ -13,8 +13,9 @@ from holdfast.serialization.devices import Placement
 from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
+from holdfast.state.paths import printable
 from holdfast.state.values import Lifting, Tree, lift
-from holdfast.storage.requests import ReadRequest, read_requests
+from holdfast.storage.requests import Check, Damage, ReadRequest, read_requests, verify_ranges
 
 _WINDOW = 256 * 1024 * 1024
 """Bytes that wait in CPU memory at a time on their way to another device."""
@@ -23,7 +24,7 @@ _AS_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 
 
 def live_dtype(spec: TensorSpec) -> torch.dtype:
-    """torch's dtype for a spec; the integers behind it for a quantized one.
+    """The torch dtype of a spec; the integers behind it for a quantized one.
 
     Raises:
         UnsupportedValue: this torch lacks the dtype.
@@ -85,6 +86,7 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
             alone.append((leaf, tensor))
         else:
             together.setdefault(id(leaf.segment), []).append(index)
+    verify_segments(leaf.segment for leaf, tensor in alone if not _lies_alike(leaf, tensor))
     fill(alone)
     for group in _windows([[stored[index] for index in members] for members in together.values()]):
         storages = _read_storages([members[0].segment for members in group], [members[0] for members in group])
@@ -125,12 +127,7 @@ def _windows(groups: Iterable[list[StoredTensor]]) -> Iterable[list[list[StoredT
 
 def _read_storages(segments: Sequence[Segment], leaves_: Sequence[StoredTensor]) -> list[torch.UntypedStorage]:
     raw = [torch.empty(segment.length, dtype=torch.uint8) for segment in segments]
-    read_requests(
-        [
-            ReadRequest(segment.source, segment.offset, view_memory(tensor.data_ptr(), segment.length))
-            for segment, tensor in zip(segments, raw, strict=True)
-        ]
-    )
+    _read([_whole(segment, tensor) for segment, tensor in zip(segments, raw, strict=True)])
     storages = [tensor.untyped_storage() for tensor in raw]
     for segment, storage, leaf in zip(segments, storages, leaves_, strict=True):
         if segment.swapped:
@@ -167,13 +164,54 @@ def fill(pairs: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:
         if leaf.spec.numel == 0:
             continue
         if _lies_alike(leaf, tensor):
-            offset = leaf.segment.offset + leaf.offset
-            direct.append(ReadRequest(leaf.segment.source, offset, view_memory(tensor.data_ptr(), leaf.spec.nbytes)))
+            direct.append(_request(leaf, tensor))
         else:
             through.append((leaf, tensor))
-    read_requests(direct)
+    _read(direct)
     for leaf, tensor in through:
         _fill_through_block(leaf, tensor)
+
+
+def _request(leaf: StoredTensor, tensor: torch.Tensor) -> ReadRequest:
+    if _fills_segment(leaf):
+        return _whole(leaf.segment, tensor)
+    offset = leaf.segment.offset + leaf.offset
+    return ReadRequest(leaf.segment.source, offset, view_memory(tensor.data_ptr(), leaf.spec.nbytes))
+
+
+def _whole(segment: Segment, tensor: torch.Tensor) -> ReadRequest:
+    """A read of all of a segment, checked against what is known of it in the same pass."""
+    into = view_memory(tensor.data_ptr(), segment.length)
+    return ReadRequest(segment.source, segment.offset, into, segment.chunks, segment.crc32, segment.name)
+
+
+def _read(requests: Sequence[ReadRequest]) -> None:
+    raise_damage(read_requests(requests))
+
+
+def raise_damage(damages: Sequence[Damage]) -> None:
+    """Raises CorruptFile for the first of ``damages``, if there is one."""
+    if damages:
+        first = damages[0]
+        more = f"; {len(damages) - 1} more places are damaged" if len(damages) > 1 else ""
+        raise CorruptFile(
+            f"`{printable(first.file)}`: at byte {first.offset:,}: `{printable(first.name)}` has {first.found}, the "
+            f"file says {first.expected}: corrupt{more}. Nothing was loaded; use another copy or an older checkpoint",
+            file=first.file,
+            path=first.name,
+            offset=first.offset,
+        )
+
+
+def verify_segments(segments: Iterable[Segment]) -> int:
+    """Checks all bytes of segments against their digests or CRCs, each once; returns how many have neither.
+
+    Raises:
+        CorruptFile: names the first damaged tensor and byte.
+    """
+    unique = {id(segment): segment for segment in segments if segment.length}.values()
+    raise_damage(verify_ranges([Check(s.source, s.offset, s.length, s.chunks, s.crc32, s.name) for s in unique]))
+    return sum(segment.chunks is None and segment.crc32 is None for segment in unique)
 
 
 def _lies_alike(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
@@ -199,13 +237,8 @@ def _fill_through_block(leaf: StoredTensor, tensor: torch.Tensor) -> None:
     for piece, start in _pieces(target):
         block = torch.empty(piece.shape, dtype=live_dtype(leaf.spec))
         offset = leaf.segment.offset + leaf.offset + start * leaf.spec.itemsize
-        read_requests(
-            [
-                ReadRequest(
-                    leaf.segment.source, offset, view_memory(block.data_ptr(), block.numel() * leaf.spec.itemsize)
-                )
-            ]
-        )
+        length = block.numel() * leaf.spec.itemsize
+        _read([ReadRequest(leaf.segment.source, offset, view_memory(block.data_ptr(), length))])
         with torch.no_grad():
             piece.copy_(block)
 

@@ -53,14 +53,13 @@ def save_file(
     obj: Any,
     f: str | os.PathLike[str] | IO[bytes],
     *,
-    format: str | None = None,
+    name: str,
     metadata: Mapping[str, str] | None = None,
     config: Any = None,
     durable: bool = True,
 ) -> Saved:
-    """Saves ``obj`` to ``f``; see ``holdfast.save``."""
+    """Saves ``obj`` to ``f`` in the format ``name``; see ``holdfast.save``."""
     begin = time.perf_counter()
-    name = format_for(f, format)
     document, notes = document_of(obj, row_major=name == "safetensors", config=config, metadata=metadata)
     size, told = write_document(document, f, name, durable=durable)
     return Saved(
@@ -89,7 +88,7 @@ def write_document(
     return staged.size, list(told.get("notes", []))
 
 
-def format_for(f: str | os.PathLike[str] | IO[bytes], format: str | None) -> str:
+def format_for(f: str | os.PathLike[str] | IO[bytes], wanted: str | None) -> str:
     """The format by name, else by suffix; anything but ``.safetensors`` is a torch zip, as with torch.save.
 
     Raises:
@@ -97,10 +96,10 @@ def format_for(f: str | os.PathLike[str] | IO[bytes], format: str | None) -> str
     """
     if not isinstance(f, str | os.PathLike) and not callable(getattr(f, "write", None)):
         raise ArgumentError(f"can't save to a {type(f).__name__}: give a path or a file object opened with mode 'wb'")
-    if format is not None:
-        if format not in FORMATS:
-            raise ArgumentError(f"format {format!r} is unknown; there are: {', '.join(FORMATS)}")
-        return format
+    if wanted is not None:
+        if wanted not in FORMATS:
+            raise ArgumentError(f"format {wanted!r} is unknown; there are: {', '.join(FORMATS)}")
+        return wanted
     if isinstance(f, str | os.PathLike):
         text = os.fspath(f)
         if "://" in text:

@@ -1,0 +1,338 @@
+"""What users call: save, load, restore, build, open, verify, convert, summary, snapshot."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import IO, Any, Literal
+
+import torch
+from torch import nn
+
+from holdfast.errors import ArgumentError, MissingPart
+from holdfast.formats.base import Document, StoredTensor
+from holdfast.objects.builder import construct
+from holdfast.policy.match import Exact
+from holdfast.policy.report import LoadReport
+from holdfast.runs.opening import open_any
+from holdfast.runs.verify import VerifyReport
+from holdfast.runs.verify import verify as verify_bytes
+from holdfast.serialization.devices import MapLocation, Placement
+from holdfast.serialization.reading import read_tree, verify_segments
+from holdfast.state.flatten import leaves
+from holdfast.transfer.opened import Opened, is_source, opened_document
+from holdfast.transfer.restore import RestoreOptions, restore_objects
+from holdfast.transfer.save import Saved, document_of, format_for, save_file, shown_name, write_document
+from holdfast.transfer.summary import Summary, summarise
+
+FileLike = str | os.PathLike[str] | IO[bytes]
+
+
+def save(
+    obj: Any,
+    f: FileLike,
+    *,
+    format: Literal["pt", "safetensors"] | None = None,  # noqa: A002  (the word users know from other libraries)
+    config: Any = None,
+    metadata: Mapping[str, str] | None = None,
+    durable: bool = True,
+) -> Saved:
+    """Saves any nesting of modules, optimizers, tensors and plain values to one file, all or nothing.
+
+    The file appears complete or not at all, and what was there before stays until then. A ``.pt`` is read by plain
+    ``torch.load``, a ``.safetensors`` by plain safetensors.
+
+    Args:
+        obj: dicts, lists and tuples of tensors, plain values and objects with ``state_dict``; or one of these alone.
+        f: a path or a binary file object. Missing folders are created.
+        format: ``pt`` or ``safetensors``; by default by suffix, ``pt`` for any other suffix.
+        config: plain data with which the model is constructed, recorded for ``build``.
+        metadata: strings of your own, by name.
+        durable: wait until the file would survive a power cut (fsync).
+
+    Returns:
+        What was written: file, format, tensors, bytes, seconds and notes.
+
+    Raises:
+        UnsupportedValue: a value that can't be stored; names its path in the tree and its type.
+        StorageError: the disk is full or read-only, or ``f`` is a folder; what was there before is intact.
+        ArgumentError: an unknown format, or something that is no destination.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> holdfast.save({"model": net, "epoch": 3}, "checkpoints/net.pt").tensors
+        2
+    """
+    name = format_for(f, format)
+    return save_file(obj, f, name=name, metadata=metadata, config=config, durable=durable)
+
+
+def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[str] = (), opaque: bool = False) -> Any:
+    """Loads the whole tree of a file; never runs code from it.
+
+    Every byte is checked against its digest or CRC where the file has one.
+
+    Args:
+        f: a path, a reference (``runs/a@best``) or a binary file object.
+        map_location: None (where it was saved, else the CPU), a device or its name, ``"auto"``, a dict from saved to
+            wanted locations, or a callable (storage, location).
+        trusted: full names of classes that may be rebuilt, ``{"my.pkg.Config"}``.
+        opaque: give inert ``holdfast.Opaque`` placeholders for objects of other classes instead of refusing the file.
+
+    Returns:
+        The tree that was saved; objects are their ``state_dict``.
+
+    Raises:
+        NotFound: no such file, run or checkpoint.
+        FormatError: the file is damaged, hostile, or of a kind that is not read.
+        UntrustedType: it holds objects of classes that were not named.
+        DeviceUnavailable: ``map_location`` names a device that is not here.
+
+    Example:
+        >>> import holdfast, torch
+        >>> saved = holdfast.save({"w": torch.ones(2), "epoch": 3}, "tree.pt")
+        >>> holdfast.load("tree.pt")["epoch"]
+        3
+    """
+    placement = Placement(map_location)
+    with open_any(f) as container:
+        tree = container.document().tree
+        return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
+
+
+def restore(
+    f: Any,
+    *,
+    match: Exact = Exact(),  # noqa: B008  (frozen, and the default that users should see)
+    at: Mapping[str, str] | None = None,
+    mode: Literal["eval", "train"] | None = None,
+    hyper: Literal["file", "mine"] = "file",
+    spare: bool = False,
+    dry_run: bool = False,
+    **objects: Any,
+) -> LoadReport:
+    """Gives live objects the state of a file, all or nothing, straight into the memory that they have.
+
+    It finds each object's part in files of any tutorial: under its own name, under ``NAME_state_dict``, or, for the
+    only model, optimizer or scheduler, where tutorials put them. All is decided from headers and every digest is
+    verified before a live object changes.
+
+    Args:
+        f: a path, a reference (``runs/a@best``), a binary file object, or a tree in memory.
+        match: what may differ; ``holdfast.Exact()`` wants every key and shape.
+        at: where an object's part is, ``{"model": "net.encoder"}``, when it is not found by itself.
+        mode: put the restored modules into ``"eval"`` or ``"train"`` mode; the report says which mode they are in.
+        hyper: whose learning rate and options an optimizer goes on with: the ``"file"``'s or ``"mine"``.
+        spare: keep a copy of the old weights while reading, to roll back if the machine fails half-way.
+        dry_run: only report.
+        **objects: modules, optimizers, schedulers and others by name; None means "not this one".
+
+    Returns:
+        What was loaded, what else is in the file, and its plain values: ``report.values["epoch"]``.
+
+    Raises:
+        MissingPart, AmbiguousPart: no part, or several, fit an object; says what the file has.
+        MismatchError: names or shapes differ; nothing was changed.
+        CorruptFile: a digest differs; nothing was changed.
+        RestoreIncomplete: reading failed after the verification; names what may be half written.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> saved = holdfast.save({"model_state_dict": net.state_dict(), "epoch": 3}, "old.pt")
+        >>> holdfast.restore("old.pt", model=net, mode="eval").values["epoch"]
+        3
+    """
+    if not any(value is not None for value in objects.values()):
+        raise ArgumentError("restore needs an object to restore into, such as model=net; to get a tree back, use load")
+    options = RestoreOptions(match=match, at=at, mode=mode, hyper=hyper, spare=spare, dry_run=dry_run)
+    with opened_document(f) as (document, file):
+        return restore_objects(document, file, objects, options)
+
+
+def build(
+    f: FileLike,
+    map_location: MapLocation = None,
+    *,
+    factory: Callable[..., nn.Module] | None = None,
+    mode: Literal["eval", "train"] = "eval",
+) -> Any:
+    """Constructs a model and gives it the weights of a file.
+
+    Args:
+        f: a path, a reference or a binary file object.
+        map_location: a device or ``"auto"``; None leaves the model where ``factory`` makes it.
+        factory: the class, or a function that returns a module; called with the config that the file records.
+        mode: ``"eval"`` or ``"train"``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ArgumentError: no factory was given, or it does not take the recorded config.
+        ConfigMissing: the factory needs arguments and the file records none.
+        MismatchError: the weights do not fit what the factory made.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> saved = holdfast.save(net, "net.pt", config={"in_features": 2, "out_features": 1})
+        >>> holdfast.build("net.pt", factory=torch.nn.Linear).training
+        False
+    """
+    with opened_document(f) as (document, file):
+        if factory is None:
+            raise ArgumentError(
+                f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function)",
+                file=file,
+            )
+        made = construct(factory, _recorded_config(document, file), file=file)
+        restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
+    return made if map_location is None else made.to(_single_device(map_location))
+
+
+def _recorded_config(document: Document, file: str) -> Any:
+    configs = [record["config"] for record in document.objects.values() if "config" in record]
+    if len(configs) > 1:
+        raise MissingPart(
+            f"`{file}`: records {len(configs)} models; build one with its factory and restore(at=)", file=file
+        )
+    return read_tree(configs[0], file) if configs else None
+
+
+def _single_device(map_location: MapLocation) -> torch.device:
+    if isinstance(map_location, str | torch.device):
+        return Placement(map_location).device("cpu")
+    raise ArgumentError("build's map_location takes a device, its name or 'auto'; a module lives in one place")
+
+
+def open(f: FileLike) -> Opened:  # noqa: A001  (holdfast.open, as in gzip.open)
+    """Opens a file lazily: headers are read, tensors only when asked for.
+
+    Args:
+        f: a path, a reference or a binary file object.
+
+    Returns:
+        A context manager and mapping: ``.format``, ``.metadata``, ``.keys()``, ``ckpt["model.fc.weight"].spec`` and
+        ``.read()``.
+
+    Raises:
+        NotFound, FormatError: as in ``load``.
+
+    Example:
+        >>> import holdfast, torch
+        >>> saved = holdfast.save({"model": torch.nn.Linear(2, 1)}, "net.pt")
+        >>> with holdfast.open("net.pt") as ckpt:
+        ...     ckpt.keys()
+        ['model.weight', 'model.bias']
+    """
+    container = open_any(f)
+    try:
+        return Opened(container, shown_name(f))
+    except BaseException:
+        container.close()
+        raise
+
+
+def verify(ref: str | os.PathLike[str]) -> VerifyReport:
+    """Reads every byte of a file, checkpoint or run and checks it against its digest or CRC.
+
+    Args:
+        ref: a path or a reference.
+
+    Returns:
+        A report: OK, CORRUPT (tensor and bytes named) or NOT VERIFIABLE for each part.
+
+    Raises:
+        NotFound: no such file, run or checkpoint.
+
+    Example:
+        >>> import holdfast, torch
+        >>> saved = holdfast.save({"w": torch.ones(2)}, "w.pt")
+        >>> holdfast.verify("w.pt").ok
+        True
+    """
+    return verify_bytes(ref)
+
+
+def convert(src: FileLike, dst: FileLike, *, format: Literal["pt", "safetensors"] | None = None) -> Saved:  # noqa: A002
+    """Writes the tree of one file as another; the source is verified first.
+
+    Tensors are streamed from file to file, so memory stays small.
+
+    Args:
+        src: a path, a reference (``runs/a@best``) or a binary file object.
+        dst: a path or a binary file object.
+        format: as in ``save``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        NotFound, FormatError: as in ``load``.
+        StorageError: ``dst`` can't be written; what was there before is intact.
+
+    Example:
+        >>> import holdfast, torch
+        >>> saved = holdfast.save({"w": torch.ones(2)}, "w.pt")
+        >>> holdfast.convert("w.pt", "w.safetensors").tensors
+        1
+    """
+    name = format_for(dst, format)
+    begin = time.perf_counter()
+    with open_any(src) as container:
+        document = container.document()
+        unverified = verify_segments(container.segments())
+        size, notes = write_document(document, dst, name)
+    stored = [leaf for _, leaf in leaves(document.tree) if isinstance(leaf, StoredTensor)]
+    if unverified:
+        notes.append(f"{unverified} tensors of the source carry no digest and could not be verified")
+    return Saved(shown_name(dst), name, len(stored), size, time.perf_counter() - begin, notes)
+
+
+def summary(obj: Any) -> Summary:
+    """What a module, an optimizer, a tree or a file holds: names, shapes, dtypes, devices, sharing, param_groups.
+
+    Args:
+        obj: a live object, a tree in memory, or a path, reference or binary file object.
+
+    Returns:
+        A Summary; print it, or use its fields.
+
+    Raises:
+        NotFound, FormatError: as in ``load``, when ``obj`` is a file.
+
+    Example:
+        >>> import holdfast, torch
+        >>> holdfast.summary(torch.nn.Linear(2, 1)).tensors[0].name
+        'weight'
+    """
+    if is_source(obj):
+        with opened_document(obj) as (document, file):
+            return summarise(obj, document, file)
+    return summarise(obj, document_of(obj, row_major=False)[0], type(obj).__name__)
+
+
+def snapshot(obj: Any) -> Any:
+    """A true copy of an object's state in memory: training on does not change it.
+
+    Unlike ``state_dict().copy()``, no tensor is shared with the live object; tied tensors stay tied in the copy.
+
+    Args:
+        obj: a module, or any tree that ``save`` takes.
+
+    Returns:
+        The tree, for ``restore(tree, model=net)`` or ``save(tree, "best.pt")``.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> best = holdfast.snapshot(net)
+        >>> _ = net.weight.data.zero_()
+        >>> bool(best["weight"].any())
+        True
+    """
+    document, _ = document_of(obj, row_major=False)
+    return read_tree(document.tree, "snapshot")
