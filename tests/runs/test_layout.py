@@ -32,7 +32,7 @@ def test_a_step_past_its_bounds_is_refused(step: int) -> None:
         "step-0000100a",
         "xstep-00001000",
         "step-00001000 ",
-        "step-٠٠٠٠١٠٠٠",
+        "step-\u0660\u0660\u0660\u0660\u0661\u0660\u0660\u0660",
         "step--0001000",
     ],
 )

@@ -123,7 +123,7 @@ def test_a_file_name_that_leads_out_is_refused_and_shown_escaped(name: str) -> N
 
 @pytest.mark.parametrize("data", [b"", b"{", b"null", b"\xff", b"[" * 100_000, b"{}", b'{"version": 0}'])
 def test_not_a_manifest(data: bytes) -> None:
-    with pytest.raises(CorruptFile, match="manifest.json"):
+    with pytest.raises(CorruptFile, match=r"manifest\.json"):
         decode(data, "manifest.json")
 
 

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import NotFound
+from holdfast.runs.catalog import best, by_metric, choose_resume, is_run, metric_of, scan
+from holdfast.runs.layout import step_name
+from holdfast.runs.manifest import encode
+from holdfast.runs.run_file import BestRule
+from tests.runs.hand_made import commit, facts, flip
+
+TREE = {"epoch": 1}
+LOW, HIGH = BestRule("loss", "min"), BestRule("loss", "max")
+
+
+def test_steps_are_ordered_as_numbers_whatever_their_time(root: Path) -> None:
+    for step in (9, 100_000_000, 10, 1):
+        commit(root, step, TREE)
+    os.utime(root / step_name(1), (2**31, 2**31))
+    catalog = scan(root)
+    assert [one.step for one in catalog.checkpoints] == [1, 9, 10, 100_000_000]
+    assert choose_resume(catalog).step == 100_000_000
+
+
+def test_what_is_no_checkpoint_is_passed_over_or_named(root: Path) -> None:
+    commit(root, 1, TREE)
+    for name in (
+        "notes",
+        "step-2",
+        "step-000000003",
+        ".step-00000004.partial",
+        ".step-00000005.deleting",
+        "step-00000006",
+    ):
+        (root / name).mkdir()
+    (root / "step-00000007").write_text("a file")
+    for name in ("quarantine/step-00000008", "superseded/step-00000009", "superseded/other"):
+        (root / name).mkdir(parents=True)
+    catalog = scan(root)
+    assert [one.step for one in catalog.checkpoints] == [1, 6, 7]
+    assert [one.step for one in catalog.readable] == [1]
+    assert catalog.partial == (4, 5)
+    assert catalog.quarantined == ("step-00000008",)
+    assert catalog.superseded == ("step-00000009",)
+    assert "was not committed by holdfast" in (catalog.checkpoints[1].problem or "")
+    assert catalog.find(6) is catalog.checkpoints[1]
+    assert catalog.find(5) is None
+
+
+def test_a_damaged_manifest_is_listed_with_the_reason_and_not_resumed(root: Path) -> None:
+    commit(root, 1, TREE)
+    flip(commit(root, 2, TREE) / "manifest.json", 40)
+    (root / ".step-00000003.partial").mkdir()
+    choice = choose_resume(scan(root))
+    assert choice.step == 1
+    assert choice.reasons[0] == "step 1 is the newest of 1 checkpoint"
+    assert "step 2 is passed over" in choice.reasons[1]
+    assert choice.reasons[2] == "step 3 was never committed"
+
+
+def test_a_folder_that_was_renamed_is_not_taken_for_another_step(root: Path) -> None:
+    commit(root, 1, TREE).rename(root / step_name(2))
+    (listed,) = scan(root).checkpoints
+    assert listed.manifest is None
+    assert listed.problem == "its manifest says step 1: the folder was renamed or copied"
+
+
+def test_a_fresh_start_says_why(root: Path) -> None:
+    root.mkdir()
+    assert choose_resume(scan(root)).reasons == ("no checkpoint yet: a fresh start",)
+    (root / step_name(3)).mkdir()
+    choice = choose_resume(scan(root))
+    assert choice.step is None
+    assert choice.reasons[0] == "no checkpoint can be read: a fresh start"
+
+
+def test_best_is_never_nan_and_zero_is_a_value_and_ties_go_to_the_later(root: Path) -> None:
+    for step, loss in enumerate((float("nan"), 0.5, 0.0, 0.0, None, 0.7, float("nan"))):
+        commit(root, step, TREE, metrics={"loss": loss})
+    commit(root, 50, TREE)
+    listed = scan(root).readable
+    low, high = best(listed, LOW), best(listed, HIGH)
+    assert low is not None
+    assert low.step == 3
+    assert high is not None
+    assert high.step == 5
+    assert [one.step for one in by_metric(listed, LOW)] == [3, 2, 1, 5]
+    assert best(listed, BestRule("accuracy", "max")) is None
+    assert metric_of(listed[0], "loss") is None
+
+
+def test_infinities_are_ordered(root: Path) -> None:
+    for step, loss in enumerate((float("inf"), 1.0, float("-inf"))):
+        commit(root, step, TREE, metrics={"loss": loss})
+    assert [one.step for one in by_metric(scan(root).readable, LOW)] == [2, 1, 0]
+
+
+def test_size_is_that_of_the_files(root: Path) -> None:
+    folder = commit(root, 1)
+    files = [item for item in folder.iterdir() if item.name != "manifest.json"]
+    assert scan(root).checkpoints[0].size == sum(item.stat().st_size for item in files)
+
+
+def test_is_run(root: Path, tmp_path: Path) -> None:
+    assert not is_run(tmp_path / "gone")
+    assert not is_run(tmp_path)
+    commit(root, 1, TREE)
+    assert is_run(root)
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "run.json").write_text("{}")
+    assert is_run(tmp_path / "fresh")
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="gone`: no such folder"):
+        scan(tmp_path / "gone")
+
+
+def test_many_checkpoints_read_manifests_only(root: Path) -> None:
+    """5,000 are listed in well under a second; the bound here is loose, against doing more than reading manifests."""
+    for step in range(1000):
+        folder = root / step_name(step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(encode(facts(step, metrics={"loss": 1.0 / (step + 1)})))
+    start = time.perf_counter()
+    catalog = scan(root)
+    assert len(catalog.readable) == 1000
+    assert time.perf_counter() - start < 10
