@@ -33,6 +33,7 @@ __all__ = [
     "Written",
     "make_folders",
     "move_folder",
+    "remove_file",
     "remove_folder",
     "replace_file",
     "sweep",
@@ -290,6 +291,22 @@ def _plain(name: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise ArgumentError(f"{name!r} is not a plain file name")
     return name
+
+
+def remove_file(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
+    """Removes a file, or a link itself, and fsyncs its folder.
+
+    Raises:
+        NotFound: there is no such file.
+        StorageError: it is a folder, or can't be removed.
+    """
+    given = os.fspath(path)
+    if not os.path.lexists(given):
+        raise NotFound(f"`{shown(given)}`: no such file", file=given)
+    with reported(given, "removing", kept="it is still there"):
+        syscalls.unlink(given)
+    with reported(given, "fsync after removing it", kept="it is gone, but a power cut may bring it back"):
+        syscalls.fsync_folder(os.path.dirname(os.path.abspath(given)))
 
 
 def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:

@@ -31,6 +31,7 @@ from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_job
 _VECTOR = 1024
 
 Memory = bytes | bytearray | memoryview
+_MEMORY = (bytes, bytearray, memoryview)
 
 
 class WriteRequest(msgspec.Struct, eq=False):
@@ -53,7 +54,7 @@ class WriteRequest(msgspec.Struct, eq=False):
         """Bytes to write."""
         if self.length is not None:
             return self.length
-        whole = memoryview(self.source).nbytes if isinstance(self.source, Memory) else self.source.size
+        whole = memoryview(self.source).nbytes if isinstance(self.source, _MEMORY) else self.source.size
         return whole - self.start
 
 
@@ -149,11 +150,11 @@ def write_requests(
     Raises:
         CorruptFile: a source is shorter than its request says.
         OSError: the file can't be written.
-        ArgumentError: memory is not contiguous, or an offset is negative.
+        ArgumentError: memory is not contiguous or too short, or an offset is negative.
     """
     feeds = [_feed(request) for request in requests]
     lengths = [feed[2] for feed in feeds]
-    parts = [[_NOTHING] * max(1, -(-length // CHUNK)) for length in lengths]
+    parts = [[_NOTHING] * (-(-length // CHUNK) or 1) for length in lengths]
 
     def do(job: list[Piece]) -> None:
         with lent_block() as block:
@@ -233,12 +234,18 @@ _Feed = tuple[int, int, int, memoryview | ByteSource]
 
 
 def _feed(request: WriteRequest) -> _Feed:
-    given, length = request.source, request.size
-    source: ByteSource = MemorySource(given) if isinstance(given, Memory) else given
-    check_inside(source.name, source.size, request.start, length)
+    given, start = request.source, request.start
     if request.offset < 0:
-        raise ArgumentError(f"a write of {length:,} bytes at byte {request.offset:,}: offsets start at 0")
-    source, start = _resolved(source, request.start)
+        raise ArgumentError(f"a write at byte {request.offset:,}: offsets start at 0")
+    if isinstance(given, _MEMORY):
+        view = byte_view(given)
+        length = view.nbytes - start if request.length is None else request.length
+        if start < 0 or length < 0 or start + length > view.nbytes:
+            raise ArgumentError(f"{length:,} bytes from byte {start:,} of memory that has {view.nbytes:,}")
+        return request.offset, start, length, view
+    length = request.size
+    check_inside(given.name, given.size, start, length)
+    source, start = _resolved(given, start)
     return request.offset, start, length, source.view if isinstance(source, MemorySource) else source
 
 
