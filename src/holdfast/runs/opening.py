@@ -8,16 +8,16 @@ from typing import IO, Any
 
 from holdfast.errors import ArgumentError, NotFound, StorageError, UnknownFormat
 from holdfast.formats.base import Container
-from holdfast.formats.detect import open_container
+from holdfast.formats.detect import open_container, open_path
 from holdfast.runs.catalog import is_run
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.layout import MANIFEST
 from holdfast.runs.reference import FORMS, Reference, parse, resolve
 from holdfast.state.paths import printable
-from holdfast.storage.source import StreamSource, open_source
+from holdfast.storage.source import StreamSource
 
-INDEX_SUFFIX = ".index.json"
 _SHOWN = 8
+_WANTED = "a run has step-00001000 and so on, a checkpoint manifest.json, a sharded model NAME.index.json"
 
 Openable = str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes] | Any
 """A path, a reference, or an open binary file object. Typed as Any for the many classes that are file objects."""
@@ -49,12 +49,7 @@ def open_any(f: Openable) -> Container:
         if reference is not None:
             return open_checkpoint(resolve(reference))
         raise _missing(path)
-    source = open_source(path)
-    try:
-        return open_container(source, path)
-    except BaseException:
-        source.close()
-        raise
+    return open_path(path)
 
 
 def _open_stream(f: Any) -> Container:
@@ -71,26 +66,25 @@ def _open_folder(path: str) -> Container:
         return open_checkpoint(path)
     if is_run(path):
         return open_checkpoint(resolve(Reference(path, "last")))
+    return _open_weights(path)
+
+
+def _open_weights(path: str) -> Container:
+    """A folder of weights as other libraries write it, else an error that says what was seen."""
     try:
         names = sorted(os.listdir(path))
+        return open_path(path)
     except OSError as error:
         raise StorageError(f"`{printable(path)}`: can't be listed: {error.strerror}", file=path) from error
-    raise UnknownFormat(f"`{printable(path)}`: is a folder with {_seen(names)}; {_wanted(names)}", file=path)
+    except UnknownFormat as reason:
+        raise UnknownFormat(f"{reason}. {_seen(names)}; {_WANTED}", file=path) from None
 
 
 def _seen(names: list[str]) -> str:
     if not names:
-        return "nothing in it"
+        return "It is empty"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name[:60]) for name in names[:_SHOWN]) + more
-
-
-def _wanted(names: list[str]) -> str:
-    wanted = (
-        "a run (step-00001000 and so on), a checkpoint (manifest.json) or a sharded model (NAME.index.json) can be read"
-    )
-    files = [name for name in names if name.endswith((".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar"))]
-    return f"{wanted}; did you mean the file {printable(files[0][:60])} in it?" if files else wanted
+    return f"It has {', '.join(printable(name[:60]) for name in names[:_SHOWN])}{more}"
 
 
 def _missing(path: str) -> NotFound:
