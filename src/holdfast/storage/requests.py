@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
-import xxhash
 
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
+from holdfast.storage.output import VECTOR, Feed, Output, write_piece
 from holdfast.storage.source import (
     ByteSource,
     FileSource,
@@ -23,12 +23,9 @@ from holdfast.storage.source import (
     SubSource,
     byte_view,
     check_inside,
-    remainder,
 )
 from holdfast.storage.syscalls import LOCAL, Syscalls
 from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
-
-_VECTOR = 1024
 
 Memory = bytes | bytearray | memoryview
 _MEMORY = (bytes, bytearray, memoryview)
@@ -158,9 +155,9 @@ def write_requests(
 
     def do(job: list[Piece]) -> None:
         with lent_block() as block:
-            out = _Output(fd, syscalls, block)
+            out = Output(fd, syscalls, block)
             for index, start, length in job:
-                parts[index][start // CHUNK] = _write_piece(out, feeds[index], start, length, digest, crc)
+                parts[index][start // CHUNK] = write_piece(out, feeds[index], start, length, digest, crc)
             out.flush()
 
     run_jobs(cut_jobs(lengths, workers), do, workers)
@@ -229,11 +226,9 @@ def _resolved(source: ByteSource, offset: int) -> tuple[ByteSource, int]:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 _NOTHING = ("", 0)
-_Feed = tuple[int, int, int, memoryview | ByteSource]
-"""(offset in the file, first byte in the source, bytes, the source): a WriteRequest after its checks."""
 
 
-def _feed(request: WriteRequest) -> _Feed:
+def _feed(request: WriteRequest) -> Feed:
     given, start = request.source, request.start
     if request.offset < 0:
         raise ArgumentError(f"a write at byte {request.offset:,}: offsets start at 0")
@@ -247,72 +242,6 @@ def _feed(request: WriteRequest) -> _Feed:
     check_inside(given.name, given.size, start, length)
     source, start = _resolved(given, start)
     return request.offset, start, length, source.view if isinstance(source, MemorySource) else source
-
-
-class _Output:
-    """Gathers neighbouring blocks of one job and writes them with as few system calls as their number allows."""
-
-    def __init__(self, fd: int, syscalls: Syscalls, block: memoryview) -> None:
-        self._fd = fd
-        self._block = block
-        self._pwritev = syscalls.pwritev
-        self._blocks: list[memoryview] = []
-        self._start = 0
-        self._bytes = 0
-        self._buffered = 0
-
-    def put(self, block: memoryview, offset: int) -> None:
-        """Queues ``block``, which must stay as it is until the next flush."""
-        if offset != self._start + self._bytes or len(self._blocks) == _VECTOR:
-            self.flush()
-            self._start = offset
-        self._blocks.append(block)
-        self._bytes += block.nbytes
-        if self._bytes >= BLOCK:
-            self.flush()
-
-    def fetch(self, source: ByteSource, start: int, length: int) -> memoryview:
-        """Reads from a source into this thread's buffer; the bytes stay there until the next flush."""
-        if self._buffered + length > BLOCK:
-            self.flush()
-        block = self._block[self._buffered : self._buffered + length]
-        source.read_into(start, block)
-        self._buffered += length
-        return block
-
-    def flush(self) -> None:
-        blocks, at, end = self._blocks, self._start, self._start + self._bytes
-        while at < end:
-            count = self._pwritev(self._fd, blocks, at)
-            at += count
-            if at < end:  # a short write: a signal, or a disk that is nearly full
-                blocks = remainder(blocks, count)
-        self._blocks, self._start, self._bytes, self._buffered = [], end, 0, 0
-
-
-def _write_piece(out: _Output, feed: _Feed, start: int, length: int, digest: bool, crc: bool) -> tuple[str, int]:
-    offset, first, _, source = feed
-    if length <= BLOCK:
-        block = _block(out, source, first + start, length)
-        hexed = xxhash.xxh3_128_hexdigest(block) if digest else ""
-        value = crc32(block) if crc else 0
-        out.put(block, offset + start)
-        return hexed, value
-    hasher, value = xxhash.xxh3_128(), 0
-    for at in range(start, start + length, BLOCK):
-        block = _block(out, source, first + at, min(BLOCK, start + length - at))
-        if digest:
-            hasher.update(block)
-        if crc:
-            value = crc32(block, value)
-        out.put(block, offset + at)
-    return hasher.hexdigest() if digest else "", value
-
-
-def _block(out: _Output, source: memoryview | ByteSource, start: int, length: int) -> memoryview:
-    if isinstance(source, memoryview):
-        return source[start : start + length]
-    return out.fetch(source, start, length)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -364,7 +293,7 @@ class _Scan:
                 if piece[2] > BLOCK:
                     self._guarded(piece, self._blocks(piece, block))
                     continue
-                if group and (room + piece[2] > BLOCK or len(group) == _VECTOR or not self._follows(group[-1], piece)):
+                if group and (room + piece[2] > BLOCK or len(group) == VECTOR or not self._follows(group[-1], piece)):
                     self._neighbours(group, block)
                     group, room = [], 0
                 group.append(piece)
