@@ -21,7 +21,6 @@ from holdfast.formats.base import StoredTensor
 from holdfast.formats.safetensors_header import RESERVED, shown
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
-from holdfast.state.paths import dotted
 from holdfast.state.values import Tree
 from holdfast.storage.source import ByteSource, SubSource, check_inside
 
@@ -79,7 +78,7 @@ def pack(tree: Tree) -> Packing:
     taken = {RESERVED}
     segments: dict[int, list[_Member]] = {}
     for path, leaf in leaves(tree):
-        name = _free(_name(dotted(path) if path else "tensor"), taken)
+        name = _free(_name(".".join(map(str, path)) if path else "tensor"), taken)
         taken.add(name)
         segments.setdefault(id(leaf.segment), []).append((name, leaf))
     for members in segments.values():

@@ -42,7 +42,7 @@ from holdfast.storage.requests import WriteRequest, Written
 from holdfast.storage.source import ByteSource
 
 NAME = "safetensors"
-SUFFIXES = (".safetensors",)
+SUFFIXES: tuple[str, ...] = (".safetensors",)
 
 VERSION = 0
 

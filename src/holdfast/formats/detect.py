@@ -1,0 +1,156 @@
+"""Which format a file is: its content decides, its name only helps to say what is wrong."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+
+from holdfast.errors import NotFound, UnknownFormat
+from holdfast.formats import safetensors, torchzip
+from holdfast.formats.base import Container, Format
+from holdfast.formats.index import SUFFIX, find, open_index
+from holdfast.state.paths import printable
+from holdfast.storage.source import ByteSource, FileSource
+
+HEAD = 4096
+"""Bytes that are looked at."""
+
+FORMATS: tuple[Format, ...] = (torchzip, safetensors)
+"""What can be opened, in the order in which it is tried."""
+
+
+def open_path(path: str | os.PathLike[str]) -> Container:
+    """Opens a file, an index of shards (``*.index.json``), or a folder that has one.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        NotFound: there is nothing under this name, or a shard is missing.
+        FormatError: as :func:`open_container`.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        name = find(name)
+    elif not os.path.exists(name):
+        raise NotFound(f"`{printable(name)}`: no such file or folder", file=name)
+    if name.endswith(SUFFIX):
+        return open_index(name, open_container)
+    source = FileSource(name)
+    try:
+        return open_container(source, name)
+    except BaseException:
+        source.close()
+        raise
+
+
+def open_container(source: ByteSource, file: str) -> Container:
+    """Opens a file by what it holds.
+
+    Args:
+        source: its bytes. The container closes it; when this call fails, it stays open.
+        file: what messages call it.
+
+    Raises:
+        UnknownFormat: nothing here reads it; the message says what it is and what to do.
+        FormatError: the format is known, and the file is damaged or refused.
+    """
+    head = source.read(0, min(source.size, HEAD))
+    for known in FORMATS:
+        if known.sniff(head):
+            return known.open(source, file)
+    what, advice = identify(head)
+    if not what and file.endswith(safetensors.SUFFIXES):
+        return safetensors.open(source, file)  # it says what is wrong with the header
+    what = what or f"begins with {head[:8].hex(' ')}, which no format known here begins with"
+    raise UnknownFormat(f"`{printable(file)}`: {what}; {advice}", file=file, offset=0)
+
+
+def writer_for(file: str) -> Format:
+    """The format to write under a name: ``.safetensors`` by its suffix, everything else a torch zip, as torch.save."""
+    return safetensors if file.endswith(safetensors.SUFFIXES) else torchzip
+
+
+# ---- what else it may be ---------------------------------------------------------------------------------------------
+
+_STREAM_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""0x1950a86a20f9469cfc6c as a pickled long and STOP: how files of torch < 1.6 begin, after the protocol."""
+
+_RESAVE = "open it with torch.load(path, weights_only=True) and save it again"
+_UNPACK = "decompress it and open what is inside"
+_ELSEWHERE = "it holds no torch data; open it with the program that wrote it"
+
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "is compressed with gzip", _UNPACK),
+    (b"BZh", "is compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ\0", "is compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", _UNPACK),
+    (b"PK", "is a zip archive, but not one of torch.save", _UNPACK),
+    (b"\x93NUMPY", "is a numpy array", "read it with numpy.load(path, allow_pickle=False)"),
+    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras, h5py)", "read it with h5py and save its arrays as tensors"),
+    (b"GGUF", "is a GGUF model (llama.cpp)", "convert it with the gguf package"),
+    (b"\x89PNG", "is a PNG image", _ELSEWHERE),
+    (b"\xff\xd8\xff", "is a JPEG image", _ELSEWHERE),
+    (b"%PDF-", "is a PDF document", _ELSEWHERE),
+    (b"\x7fELF", "is a program or shared library", _ELSEWHERE),
+)
+
+
+def identify(head: bytes) -> tuple[str, str]:
+    """(what a file is that begins with ``head``, what to do); the first is empty when nothing is recognised."""
+    if not head:
+        return "is empty (0 bytes)", "the save or the download was cut off; fetch or save it again"
+    if not any(head):
+        return (
+            f"begins with {len(head):,} zero bytes",
+            "room was reserved and never filled: an unfinished download or save; fetch or save it again",
+        )
+    for signature, what, advice in _SIGNATURES:
+        if head.startswith(signature):
+            return what, advice
+    return _tar(head) or _pickle(head) or _text(head) or ("", "fetch it again, or ask where it came from")
+
+
+def _tar(head: bytes) -> tuple[str, str] | None:
+    if head[:100].rstrip(b"\0/") in (b"sys_info", b"pickle", b"storages", b"tensors"):
+        return "is a tar of torch 0.1 (2016)", _RESAVE.replace("True", "False") + ", if you trust where it came from"
+    if head[257:262] == b"ustar":
+        return "is a tar archive", _UNPACK
+    return None
+
+
+def _pickle(head: bytes) -> tuple[str, str] | None:
+    if head[0] != 0x80 or len(head) < 2 or head[1] > 5:
+        return None
+    if _STREAM_MAGIC in head[:40]:
+        return "is a torch file of the stream format (before torch 1.6, or with the new zip format off)", _RESAVE
+    return (
+        f"is a bare pickle (protocol {head[1]}) that torch.save did not write",
+        "unpickling runs what the file says; where you trust it, load it where it was made and save its tensors",
+    )
+
+
+def _text(head: bytes) -> tuple[str, str] | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).lstrip()
+    except UnicodeDecodeError:
+        return None
+    if "\0" in text:
+        return None
+    start = text[:200].lower()
+    if start.startswith(("<!doctype html", "<html")):
+        return "is a web page (HTML)", "the address gave a page instead of the file, often to log in; download it again"
+    if start.startswith(("<?xml", "<error")):
+        return "is an XML answer", "the server refused the download; ask for the file again with access to it"
+    if start.startswith("version https://git-lfs.github.com/spec/"):
+        size = re.search(r"^size (\d{1,20})$", text, re.MULTILINE)
+        held = f" for {int(size[1]):,} bytes" if size else ""
+        return f"is a git-lfs pointer{held}, not the file itself", "run `git lfs pull` in its repository"
+    if start.startswith(("{", "[")):
+        if '"weight_map"' in text:
+            return "is an index of shards", f"open it by its path, named *{SUFFIX}, with the shards beside it"
+        return "is JSON text", "name the file that holds the weights"
+    line = printable(text.splitlines()[0][:60]) if text else ""
+    return f"is plain text that begins {line!r}", "name the file that holds the weights"

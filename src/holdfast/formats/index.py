@@ -1,0 +1,203 @@
+"""Several files that are one container: ``model.safetensors.index.json`` and the shards that it names.
+
+The index is JSON: ``{"metadata": {"total_size": ...}, "weight_map": {TENSOR: FILE}}``, as the Hugging Face libraries
+write it (https://huggingface.co/docs/transformers/big_models). It may come from anywhere, so the files that it names
+are opened inside its own folder only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import CorruptFile, NotFound, RefusedFile, UnknownFormat
+from holdfast.formats.base import Container, Document, Segment
+from holdfast.formats.safetensors import SafetensorsContainer
+from holdfast.state.paths import printable
+from holdfast.state.values import Tree, Typed
+from holdfast.storage.source import ByteSource, FileSource
+
+SUFFIX = ".index.json"
+INDEX_LIMIT = 100_000_000
+"""Bytes that an index may have: as many as a safetensors header."""
+
+OpenContainer = Callable[[ByteSource, str], Container]
+
+_USUAL = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] | None = None
+
+
+def find(folder: str) -> str:
+    """The file that stands for a folder of weights: its index, or its only container.
+
+    Args:
+        folder: a path.
+
+    Returns:
+        The path of an index (ends with ``.index.json``) or of a single container.
+
+    Raises:
+        UnknownFormat: the folder has none, or several and no index.
+    """
+    names = sorted(os.listdir(folder))
+    for name in _USUAL:
+        if name in names:
+            return os.path.join(folder, name)
+    for suffix in (f".safetensors{SUFFIX}", ".safetensors"):
+        found = [name for name in names if name.endswith(suffix)]
+        if len(found) == 1:
+            return os.path.join(folder, found[0])
+        if found:
+            listed = ", ".join(printable(name) for name in found[:5])
+            raise UnknownFormat(
+                f"`{printable(folder)}`: a folder with {len(found)} *{suffix} files ({listed}) and nothing that says "
+                "which belong together; name one of them",
+                file=folder,
+            )
+    raise UnknownFormat(
+        f"`{printable(folder)}`: a folder without weights: no {', no '.join(_USUAL)}; name the file", file=folder
+    )
+
+
+def open_index(path: str, open_shard: OpenContainer) -> ShardedContainer:
+    """Opens an index and all its shards; reads their headers.
+
+    Args:
+        path: the index file.
+        open_shard: opens one shard (source, name), whatever its format.
+
+    Raises:
+        NotFound: a shard is missing.
+        RefusedFile: a shard's name leads out of the folder.
+        CorruptFile: the index is damaged, or lists a tensor that its shard has not.
+    """
+    index = _read_index(path)
+    tensors: dict[str, list[str]] = {}
+    for tensor, shard in index.weight_map.items():
+        tensors.setdefault(shard, []).append(tensor)
+    with contextlib.ExitStack() as opened:
+        shards: dict[str, Container] = {}
+        for shard, listed in tensors.items():
+            shards[shard] = opened.enter_context(_open_shard(path, shard, len(listed), open_shard))
+        container = ShardedContainer(path, index, shards)
+        opened.pop_all()
+        return container
+
+
+class ShardedContainer(Container):
+    """An index with its shards open: one flat dict of tensors."""
+
+    format = "sharded"
+
+    def __init__(self, path: str, index: _Index, shards: dict[str, Container]) -> None:
+        self.file = path
+        self._shards = shards
+        self._metadata = {
+            key: value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            for key, value in (index.metadata or {}).items()
+        }
+        held = {shard: _by_name(container) for shard, container in shards.items()}
+        self._tree = {}
+        for name, shard in index.weight_map.items():
+            if name not in held[shard]:
+                raise CorruptFile(
+                    f"`{printable(path)}`: lists `{printable(name[:200])}` in {printable(shard)}, which has no such "
+                    "tensor: index and shard come from different saves",
+                    file=path,
+                    path=name,
+                )
+            self._tree[name] = held[shard][name]
+
+    def document(self) -> Document:
+        """A dict of the tensors that the index lists, by name, in its order."""
+        return Document(dict(self._tree), metadata=self._metadata)
+
+    def segments(self) -> list[Segment]:
+        """The bytes of all shards."""
+        return [segment for shard in self._shards.values() for segment in shard.segments()]
+
+    def close(self) -> None:
+        for shard in self._shards.values():
+            shard.close()
+
+
+def _by_name(container: Container) -> dict[str, Tree]:
+    if isinstance(container, SafetensorsContainer):
+        return dict(container.tensors())
+    tree = container.document().tree
+    if type(tree) is Typed and tree.kind == "state_dict":
+        tree = tree.payload["items"]
+    return tree if type(tree) is dict else {}
+
+
+def _read_index(path: str) -> _Index:
+    with contextlib.closing(FileSource(path)) as source:
+        if source.size > INDEX_LIMIT:
+            raise RefusedFile(
+                f"`{printable(path)}`: an index of {source.size:,} bytes, the limit is {INDEX_LIMIT:,}", file=path
+            )
+        data = source.read(0, source.size)
+    try:
+        return msgspec.json.decode(data, type=_Index)
+    except (msgspec.DecodeError, RecursionError, ValueError) as reason:
+        raise CorruptFile(f"`{printable(path)}`: is no index of shards: {str(reason)[:200]}", file=path) from None
+
+
+def _open_shard(path: str, shard: str, count: int, open_shard: OpenContainer) -> Container:
+    folder = os.path.dirname(path)
+    name = os.path.join(folder, shard)
+    _refuse_outside(path, folder, shard)
+    try:
+        source = FileSource(os.path.realpath(name), name=name)
+    except NotFound:
+        raise NotFound(
+            f"`{printable(path)}`: {count:,} of its tensors are in {printable(shard)}, which is not there; fetch the "
+            "missing shard",
+            file=path,
+        ) from None
+    try:
+        return open_shard(source, name)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _refuse_outside(path: str, folder: str, shard: str) -> None:
+    """Raises RefusedFile unless ``shard`` names a file inside the folder, links followed.
+
+    One link may lead out: the Hugging Face hub's cache keeps ``snapshots/REVISION/FILE`` as a link to ``blobs/DIGEST``
+    of the same repository.
+    """
+    parts = shard.split("/")
+    plain = PurePosixPath(shard).parts == tuple(parts) and ".." not in parts and not shard.startswith("/")
+    if not plain or "\\" in shard or "\0" in shard or ":" in shard:
+        raise RefusedFile(
+            f"`{printable(path)}`: names the shard {printable(shard[:200])!r}; shards must be plain names inside its "
+            "folder",
+            file=path,
+        )
+    root = os.path.realpath(folder or ".")
+    target = os.path.realpath(os.path.join(folder, shard))
+    allowed = [root]
+    if os.path.basename(os.path.dirname(root)) == "snapshots":
+        allowed.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
+    if not any(os.path.commonpath([target, inside]) == inside for inside in allowed):
+        raise RefusedFile(
+            f"`{printable(path)}`: its shard {printable(shard[:200])} is a link to {printable(target)}, outside of its "
+            "folder; put the file itself there",
+            file=path,
+        )
