@@ -1,0 +1,399 @@
+"""A training run: resumes by itself, saves by rule, keeps its best; one commit holds everything."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
+from holdfast.formats.base import Document
+from holdfast.objects.capture import adapt_all
+from holdfast.objects.loader import LoaderPart
+from holdfast.objects.rng import capture_rng, restore_rng
+from holdfast.policy.report import LoadReport
+from holdfast.runs.checkpoint import Checkpoint
+from holdfast.runs.retention import Rule, parse_keep
+from holdfast.runs.run_file import parse_best
+from holdfast.serialization.reading import read_tree
+from holdfast.state.flatten import child
+from holdfast.training.folder import Committed, RunFolder
+from holdfast.training.saved import SavedCheckpoint
+from holdfast.training.triggers import is_due, parse_save
+from holdfast.transfer.restore import RestoreOptions, restore_objects
+from holdfast.transfer.save import document_of
+
+log = logging.getLogger("holdfast")
+
+_OWN = ("rng", "loader", "args")
+"""Parts of a checkpoint that the run itself writes."""
+_LATER = ("background", "resume", "start_from")
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a run goes on.
+
+    Attributes:
+        epoch: the epoch to go on with, from 0.
+        step: items of the loader done since the run began.
+        batch: items of that epoch that are done already.
+    """
+
+    epoch: int
+    step: int
+    batch: int
+
+
+class Run:
+    """A training run in a folder: every commit holds all objects, the random state, the place in the data, metrics.
+
+    Args:
+        root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
+        best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
+        keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
+        save: when to commit, ``"1ep"``, ``"500step 15min"``; whichever comes first.
+        args: plain data to record: an argparse.Namespace, a dict, a dataclass.
+        loader: the data loader whose place is part of a commit; by default the one first given to ``batches``.
+        rng: whether random states are part of a commit.
+        **objects: modules, optimizers, schedulers, scalers and everything else with ``state_dict``, by name.
+
+    Raises:
+        RunLocked: another process writes this run; the message names it.
+        ArgumentError: a rule that is none, or an object without ``state_dict``.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> with holdfast.Run("runs/line", model=net, save="1ep") as run:
+        ...     for epoch in run.epochs(2):
+        ...         for batch in run.batches([torch.ones(2)] * 3):
+        ...             loss = net(batch)
+        ...         committed = run.end(epoch, val_loss=float(loss))
+        >>> run.position
+        Position(epoch=2, step=6, batch=0)
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        best: str | None = None,
+        keep: str | Sequence[Rule] | None = None,
+        save: str = "1ep",
+        args: Any = None,
+        loader: Iterable[Any] | None = None,
+        rng: bool = True,
+        **objects: Any,
+    ) -> None:
+        _check_names(objects)
+        self._objects = {name: value for name, value in objects.items() if value is not None}
+        self._parts = adapt_all(self._objects)
+        self._rules = parse_save(save)
+        rule = None if best is None else parse_best(best)
+        rules = parse_keep(keep, best=rule) if isinstance(keep, str) else list(keep or ())
+        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else str(list(keep)), "save": save}
+        self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
+        self._args = args
+        self._keeps_rng = rng
+        self._loader = None if loader is None else LoaderPart(loader)
+        self._epoch = self._step = self._batch = 0
+        self._resumed: Position | None = None
+        self._looked = False
+        self._loader_state: dict[str, Any] | None = None
+        self._rng_state: dict[str, Any] | None = None
+        self._asked_at = 0
+        self._saved_at: Position | None = None
+        self._committed_time = time.monotonic()
+        self._due: str | None = None
+        self._in_body = False
+        self._stepped = False
+        self._hooks = [
+            value.register_step_post_hook(self._on_optimizer_step)
+            for value in self._objects.values()
+            if isinstance(value, torch.optim.Optimizer)
+        ]
+
+    # -- position ----------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The run's folder, as it was given."""
+        return self._folder.root
+
+    @property
+    def position(self) -> Position:
+        """Where the run is now."""
+        return Position(self._epoch, self._step, self._batch)
+
+    def resume(self) -> Position | None:
+        """Restores the newest good checkpoint into the run's objects; ``epochs`` calls it by itself.
+
+        A damaged checkpoint is set aside in ``quarantine/`` with its reason, and the one before it is used.
+
+        Returns:
+            Where training goes on, or None when there is nothing to go on from.
+
+        Raises:
+            MismatchError, MissingPart: the checkpoint does not fit the objects; nothing was changed.
+            CorruptFile: every checkpoint is damaged.
+        """
+        if self._looked:
+            return self._resumed
+        damaged = 0
+        for checkpoint in self._folder.candidates():
+            with checkpoint:
+                try:
+                    self._restore(checkpoint)
+                except FormatError as reason:
+                    self._folder.set_aside(checkpoint.manifest.step, str(reason))
+                    damaged += 1
+                    continue
+            self._looked = True
+            return self._resumed
+        if damaged or self._folder.has_quarantined():
+            raise CorruptFile(
+                f"`{self.path}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one back "
+                "from a copy, or start in another folder",
+                file=self.path,
+            )
+        self._looked = True
+        return None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        manifest, document = checkpoint.manifest, checkpoint.document()
+        file = checkpoint.file
+        rng = self._read_own(document, "rng", file) if self._keeps_rng else None
+        loader = self._read_own(document, "loader", file)
+        try:
+            report = restore_objects(document, file, self._objects, RestoreOptions()) if self._objects else LoadReport()
+        except MissingPart as reason:
+            raise MissingPart(
+                f"{reason} The run's checkpoints were saved without it: leave it out, or use a new folder", file=file
+            ) from None
+        for name in report.unused:
+            if name not in _OWN:
+                log.warning(
+                    "run %s: step %d holds `%s`, which the program does not give", self.path, manifest.step, name
+                )
+        self._epoch, self._step, self._batch = manifest.epoch or 0, manifest.step, manifest.batch or 0
+        self._asked_at = self._step
+        self._resumed = self._saved_at = self.position
+        self._loader_state, self._rng_state = loader, rng
+        if rng is not None:
+            for note in restore_rng(rng, file):
+                log.warning("run %s: %s", self.path, note)
+
+    def _read_own(self, document: Document, name: str, file: str) -> dict[str, Any] | None:
+        tree = child(document.tree, name)
+        state: dict[str, Any] | None = None if tree is None else read_tree(tree, file)
+        return state
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs that are left of ``count``, from where the newest checkpoint stands.
+
+        After the last one the run's state is committed, if no rule did it.
+
+        Args:
+            count: epochs in all, those of earlier processes included.
+        """
+        self.resume()
+        while self._epoch < count:
+            epoch = self._epoch
+            yield epoch
+            if self._epoch == epoch:
+                self.end(epoch)
+        if self._step and self._saved_at != self.position:
+            self._commit({})
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The items of ``loader`` that are left of this epoch; counts steps and saves by rule between them.
+
+        A save happens between two items. One that falls behind the last item is left to ``end``, which commits it
+        together with the epoch's metrics.
+
+        Args:
+            loader: a DataLoader, or any iterable that gives the same items in each process.
+        """
+        self.resume()
+        iterator = self._begin(loader)
+        while True:
+            moment = self._moment() if self._due_now() else None
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            if moment is not None:  # as it was before this item was drawn
+                self._commit({}, moment)
+            self._in_body, self._stepped = True, False
+            yield item
+            self._count()
+
+    def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
+        if self._loader is None or self._loader.obj is not loader:
+            self._loader = LoaderPart(loader)
+        state, self._loader_state = self._loader_state, None
+        if state is None:
+            if self._batch:
+                raise ArgumentError(f"`{self.path}`: stands in the middle of an epoch, and no loader's place was saved")
+            return self._loader.begin()
+        for note in self._loader.notes() if state["batch"] else ():
+            log.warning("run %s resumes at batch %d: %s", self.path, state["batch"], note)
+        return self._loader.go_on(state, self._rng_state)
+
+    def _count(self) -> None:
+        if self._in_body:
+            self._in_body = False
+            self._step += 1
+            self._batch += 1
+
+    def _due_now(self) -> bool:
+        """Whether a rule asks for a save here, between two items; inside a gradient accumulation it waits."""
+        seconds = time.monotonic() - self._committed_time
+        reason = is_due(self._rules, step=self._step, last_step=self._asked_at, seconds=seconds)
+        self._asked_at = self._step
+        self._due = self._due or reason
+        accumulating = bool(self._hooks) and not self._stepped
+        return self._due is not None and not accumulating and self._saved_at != self.position
+
+    def _on_optimizer_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def end(self, epoch: int, **metrics: Any) -> Committed | None:
+        """Ends an epoch: commits when a save rule or a new best asks for it, else only keeps the metrics.
+
+        Args:
+            epoch: the epoch that ends, as ``epochs`` gave it.
+            **metrics: numbers, or tensors and arrays with one element.
+
+        Returns:
+            What was committed, or None.
+
+        Raises:
+            ArgumentError: another epoch than the one that runs, or a metric that is no number.
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
+        if epoch != self._epoch:
+            raise ArgumentError(f"`{self.path}`: end({epoch}) during epoch {self._epoch}")
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        self._count()
+        self._epoch, self._batch = epoch + 1, 0
+        seconds = time.monotonic() - self._committed_time
+        reason = self._due or is_due(
+            self._rules, step=self._step, last_step=self._asked_at, epochs_done=self._epoch, seconds=seconds
+        )
+        self._asked_at = self._step
+        rule = self._folder.best_rule
+        if reason or (rule is not None and self._folder.is_best(values.get(rule.metric))):
+            return self._commit(values)
+        if values:
+            self._folder.note_metrics(self._step, epoch, values)
+        return None
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def save(
+        self, *, step: int | None = None, epoch: int | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> Committed:
+        """Commits now.
+
+        Inside ``batches`` the present item counts as done: call it after the optimizer's step. A loop of your own
+        says where it is.
+
+        Args:
+            step: items done since the run began; by default what ``batches`` counted.
+            epoch: the epoch to go on with.
+            metrics: numbers by name.
+
+        Raises:
+            ArgumentError: the step is saved already, or lies behind one that is.
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
+        self.resume()
+        self._count()
+        if step is not None:
+            self._step = step
+        if epoch is not None:
+            self._epoch = epoch
+        return self._commit({name: _number(name, value) for name, value in (metrics or {}).items()})
+
+    def _moment(self) -> dict[str, Any]:
+        """What changes when the next item is drawn, before it is: random state and the loader's place."""
+        moment: dict[str, Any] = {"rng": capture_rng()} if self._keeps_rng else {}
+        if self._loader is not None:
+            moment["loader"] = self._loader.capture(self._batch)
+        return moment
+
+    def _commit(self, metrics: Mapping[str, float], moment: dict[str, Any] | None = None) -> Committed:
+        tree: dict[str, Any] = {**self._objects, **(self._moment() if moment is None else moment)}
+        if self._args is not None:
+            tree["args"] = self._args
+        document, notes = document_of(tree, row_major=True)
+        for name in self._parts.keys() & {"model"}:
+            document.objects.setdefault(name, {})
+        first = self._saved_at is None
+        committed = self._folder.commit(
+            document, step=self._step, epoch=self._epoch, batch=self._batch, metrics=metrics
+        )
+        self._saved_at, self._due = self.position, None
+        self._committed_time = time.monotonic()
+        for note in (*notes, *(self._loader.notes() if self._loader else ())) if first else ():
+            log.info("run %s: %s", self.path, note)
+        return committed
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    @property
+    def best(self) -> SavedCheckpoint:
+        """The best checkpoint by the ``best`` rule. Raises MissingPart while there is none."""
+        found = self._folder.best()
+        if found is None:
+            raise MissingPart(f"`{self.path}`: no checkpoint has a number for the best= rule yet", file=self.path)
+        return SavedCheckpoint(found.path, self._objects)
+
+    @property
+    def last(self) -> SavedCheckpoint:
+        """The newest checkpoint. Raises MissingPart while there is none."""
+        found = self._folder.newest()
+        if found is None:
+            raise MissingPart(f"`{self.path}`: no checkpoint yet", file=self.path)
+        return SavedCheckpoint(found.path, self._objects)
+
+    def close(self) -> None:
+        """Lets go of the run's lock and of the optimizers; closing twice is fine."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._folder.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r}, {self.position})"
+
+
+def _check_names(objects: Mapping[str, Any]) -> None:
+    for name in objects:
+        if name in _LATER:
+            raise ArgumentError(f"{name}= is not in this version; leave it out")
+        if name in _OWN:
+            raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"metric {name!r} is {type(value).__name__} {value!r:.60}; a number is wanted") from None
