@@ -13,58 +13,77 @@ PAIR_KINDS = frozenset({"dict", "ordered_dict", "counter"})
 
 
 def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every leaf that is neither an atom nor a container, with its path, in the order of the tree.
+    """Every leaf that is neither an atom nor a container, with its path, in the order of :func:`encoding.to_json`.
 
     The path is what a user would index with: ``Typed`` adds no level, so a Parameter under ``w`` is at ``("w",)``; the
     parts of a sparse tensor under ``s`` are at ``("s", "indices")`` and ``("s", "values")``.
     """
-    cls = type(tree)
-    if cls in ATOMS:
-        return
-    if cls is dict:
-        for key, item in tree.items():
-            yield from leaves(item, (*path, key))
-    elif cls is list:
-        for index, item in enumerate(tree):
-            yield from leaves(item, (*path, index))
-    elif cls is Typed:
-        yield from _typed_leaves(tree, path)
-    elif cls is Opaque:
-        yield from leaves(tree.args, (*path, "args"))
-        yield from leaves(tree.state, (*path, "state"))
-    else:
-        yield path, tree
+    stack = [iter([(path, tree)])]  # not recursive: files from outside nest as deep as they like
+    while stack:
+        for at, node in stack[-1]:
+            cls = type(node)
+            if cls in ATOMS:
+                continue
+            if cls is dict or cls is list or cls is Typed or cls is Opaque:
+                stack.append(_below(at, node))
+                break
+            yield at, node
+        else:
+            stack.pop()
 
 
-def _typed_leaves(tree: Typed, path: Path) -> Iterator[tuple[Path, Any]]:
-    for key, item in children(tree):
-        yield from leaves(item, path if key is _SAME else (*path, key))
+def _below(path: Path, node: Any) -> Iterator[tuple[Path, Tree]]:
+    """The direct parts of a container with their paths."""
+    if type(node) is dict:
+        return (((*path, key), item) for key, item in node.items())
+    if type(node) is list:
+        return (((*path, index), item) for index, item in enumerate(node))
+    if type(node) is Opaque:
+        return iter([((*path, "args"), node.args), ((*path, "state"), node.state)])
+    return ((path if key is _SAME else (*path, key), item) for key, item, _ in _parts(node))
 
 
+_WITH_ITEMS = frozenset({"state_dict", "defaultdict"})
 _SAME: Any = object()
 _TRANSPARENT = {"items", "data", "fields", "tensor"}
 """Parts of a payload that are the value itself to a reader: they add no level to the path."""
 
 
-def children(tree: Typed) -> Iterator[tuple[Any, Tree]]:
-    """The direct parts of a Typed value as (key, inert tree); the key is ``_SAME`` where the part is the value."""
+def _parts(tree: Typed) -> Iterator[tuple[Any, Tree, bool]]:
+    """The direct parts of a Typed value as (key, inert tree, whether a user sees it as a part of the value).
+
+    The key is ``_SAME`` where the part is the value. Not seen are keys that are containers, and what stands beside the
+    items of a state_dict: the versions of its modules.
+    """
     payload = tree.payload
     if tree.kind in PAIR_KINDS and type(payload) is list:
-        yield from ((key if _plain_key(key) else str(key), item) for key, item in payload)
-    elif tree.kind in ("state_dict", "defaultdict") and type(payload["items"]) is list:
-        yield from ((key if _plain_key(key) else str(key), item) for key, item in payload["items"])
+        yield from _pairs(payload)
+    elif tree.kind in _WITH_ITEMS:
+        for name, part in payload.items():
+            if name != "items":
+                yield name, part, False
+            elif type(part) is dict:
+                yield from ((key, item, True) for key, item in part.items())
+            else:
+                yield from _pairs(part)
     elif tree.kind == "namespace":
-        yield from payload.items()
+        yield from ((name, item, True) for name, item in payload.items())
     elif type(payload) is dict:
-        yield from ((_SAME if name in _TRANSPARENT else name, item) for name, item in payload.items())
+        yield from ((_SAME if name in _TRANSPARENT else name, item, True) for name, item in payload.items())
     elif type(payload) is list:
-        yield from enumerate(payload)
+        yield from ((index, item, True) for index, item in enumerate(payload))
     else:
-        yield _SAME, payload
+        yield _SAME, payload, True
 
 
-def _plain_key(key: Any) -> bool:
-    return type(key) in ATOMS
+def _pairs(pairs: list[Any]) -> Iterator[tuple[Any, Tree, bool]]:
+    for key, item in pairs:
+        if type(key) in ATOMS:
+            yield key, item, True
+        else:
+            label = str(key.payload if type(key) is Typed else key)
+            yield label, key, False
+            yield label, item, True
 
 
 def child(tree: Tree, key: Any) -> Tree | None:
@@ -74,12 +93,14 @@ def child(tree: Tree, key: Any) -> Tree | None:
     if type(tree) is list:
         return tree[key] if type(key) is int and 0 <= key < len(tree) else None
     if type(tree) is Typed:
-        for name, item in children(tree):
+        if tree.kind in _WITH_ITEMS and type(tree.payload["items"]) is dict:
+            return tree.payload["items"].get(key)  # not a search: a model asks for each of its many tensors
+        for name, item, seen in _parts(tree):
             if name is _SAME:
                 found = child(item, key)
                 if found is not None:
                     return found
-            elif name == key and type(name) is type(key):
+            elif seen and name == key and type(name) is type(key):
                 return item
     return None
 
@@ -90,8 +111,11 @@ def keys(tree: Tree) -> list[Any]:
         return list(tree)
     if type(tree) is Typed:
         found: list[Any] = []
-        for name, item in children(tree):
-            found.extend(keys(item) if name is _SAME else [name])
+        for name, item, seen in _parts(tree):
+            if name is _SAME:
+                found.extend(keys(item))
+            elif seen:
+                found.append(name)
         return found
     return []
 
