@@ -14,32 +14,24 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 
+import xxhash
+
 from holdfast.errors import ArgumentError, NotFound, StorageError
-from holdfast.storage.folders import DELETING, PARTIAL, make_folders, partial_prefix, remove_tree, sweep
-from holdfast.storage.requests import WriteRequest, Written
+from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import FileSource, shown
-from holdfast.storage.staged import StagedFile, reported
+from holdfast.storage.staged import StagedFile as StagedFile
+from holdfast.storage.staged import reported
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
-__all__ = [
-    "DELETING",
-    "PARTIAL",
-    "StagedFile",
-    "StagedFolder",
-    "Written",
-    "make_folders",
-    "move_folder",
-    "remove_file",
-    "remove_folder",
-    "replace_file",
-    "sweep",
-    "write_bytes",
-]
-
+PARTIAL = ".partial"
+"""How the names of what is not committed end; they begin with a dot."""
+DELETING = ".deleting"
+_LONG_NAME = 200
 StrPath = str | os.PathLike[str]
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -127,7 +119,7 @@ def _open_partial(folder: str, name: str, mode: int | None, syscalls: Syscalls) 
     The guard shares the first one's lock and outlives it until the rename is done.
     """
     while True:
-        partial = os.path.join(folder, f"{partial_prefix(name)}{secrets.token_hex(8)}{PARTIAL}")
+        partial = os.path.join(folder, f"{_partial_prefix(name)}{secrets.token_hex(8)}{PARTIAL}")
         fd = syscalls.open_new(partial, 0o666 if mode is None else mode)
         try:
             with contextlib.suppress(OSError):  # a file system without locks: sweepers can't lock either, and keep off
@@ -175,7 +167,7 @@ class StagedFolder:
         make_folders(self.parent, durable=durable, syscalls=syscalls)
         with reported(self.path, "creating its partial folder"):
             if os.path.lexists(self.partial):
-                remove_tree(self.partial, syscalls)
+                _remove_tree(self.partial, syscalls)
             syscalls.mkdir(self.partial)
 
     def _refuse_taken(self) -> None:
@@ -264,7 +256,7 @@ class StagedFolder:
         if self._state in ("open", "failed"):
             self._state = "abandoned"
             with contextlib.suppress(OSError):
-                remove_tree(self.partial, self._syscalls)
+                _remove_tree(self.partial, self._syscalls)
 
     def _writable(self) -> None:
         if self._state == "failed":
@@ -325,11 +317,11 @@ def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
         raise NotFound(f"`{shown(given)}`: no such folder", file=given)
     with reported(given, "renaming it before removal", kept="nothing was removed"):
         if os.path.lexists(doomed):
-            remove_tree(doomed, syscalls)
+            _remove_tree(doomed, syscalls)
         syscalls.rename(target, doomed)
         syscalls.fsync_folder(parent)
     with reported(given, "removing", kept=f"what is left is named .{shown(name)}{DELETING}"):
-        remove_tree(doomed, syscalls)
+        _remove_tree(doomed, syscalls)
 
 
 def move_folder(source: StrPath, target: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
@@ -350,3 +342,104 @@ def move_folder(source: StrPath, target: StrPath, *, syscalls: Syscalls = LOCAL)
     with reported(given, "fsync after moving it", kept="it has moved, but a power cut may undo that"):
         syscalls.fsync_folder(os.path.dirname(new))  # the new name first: never a moment without one
         syscalls.fsync_folder(os.path.dirname(old))
+
+
+def make_folders(path: StrPath, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> None:
+    """Creates a folder and those above it, and fsyncs each name that it makes.
+
+    Raises:
+        StorageError: a folder can't be created.
+    """
+    missing = []
+    folder = os.path.abspath(path)
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for folder in reversed(missing):
+        with reported(folder, "creating the folder"):
+            try:
+                syscalls.mkdir(folder)
+            except FileExistsError:  # another process made it meanwhile, or a file has the name
+                if not os.path.isdir(folder):
+                    raise
+            if durable:
+                syscalls.fsync_folder(os.path.dirname(folder))
+
+
+def _remove_tree(path: str, syscalls: Syscalls) -> None:
+    """Removes a file, a link (never what it points to), or a folder with all in it."""
+    if os.path.islink(path) or not os.path.isdir(path):
+        syscalls.unlink(path)
+        return
+    with os.scandir(path) as entries:
+        inside = [entry.path for entry in entries]
+    for entry in inside:
+        _remove_tree(entry, syscalls)
+    syscalls.rmdir(path)
+
+
+def _partial_prefix(name: str) -> str:
+    """What the names of one target's partial files begin with; a name that would grow too long is shortened."""
+    if len(os.fsencode(name)) > _LONG_NAME:
+        name = xxhash.xxh3_128_hexdigest(os.fsencode(name))
+    return f".{name}."
+
+
+def sweep(folder: str, *, name: str | None = None, folders: bool = False, syscalls: Syscalls = LOCAL) -> list[str]:
+    """Removes what writers that died left behind; what a living writer holds stays.
+
+    A writer locks (``flock``) its partial file from its creation to its rename, and the kernel lets go of the lock when
+    the process ends in whatever way. That tells the living from the dead better than a process id in the name would:
+    ids are reused, and mean nothing to another container or host on the same disk. Partial folders carry no lock.
+
+    Args:
+        folder: where to look, not below it.
+        name: only partial files of this target; None means of all.
+        folders: also remove partial folders and those that are half deleted. Only for the holder of the run's lock.
+        syscalls: what changes the disk.
+
+    Returns:
+        The names that were removed. What can't be removed stays and is no error.
+    """
+    wanted = re.compile(
+        rf"{re.escape(_partial_prefix(name)) if name else '[.].+[.]'}[0-9a-f]{{16}}{re.escape(PARTIAL)}", re.S
+    )
+    removed = []
+    try:
+        entries = os.listdir(folder)
+    except OSError:
+        return []
+    for entry in entries:
+        path = os.path.join(folder, entry)
+        if wanted.fullmatch(entry) and not os.path.isdir(path):
+            gone = _sweep_file(path, syscalls)
+        elif folders and entry.startswith(".") and entry.endswith((PARTIAL, DELETING)) and os.path.isdir(path):
+            gone = _sweep_folder(path, syscalls)
+        else:
+            continue
+        if gone:
+            removed.append(entry)
+    return removed
+
+
+def _sweep_file(path: str, syscalls: Syscalls) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        syscalls.unlink(path)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _sweep_folder(path: str, syscalls: Syscalls) -> bool:
+    try:
+        _remove_tree(path, syscalls)
+    except OSError:
+        return False
+    return True

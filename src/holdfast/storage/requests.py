@@ -15,8 +15,9 @@ import msgspec
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
-from holdfast.storage.output import VECTOR, Feed, Output, write_piece
+from holdfast.storage.output import Feed, Output, write_piece
 from holdfast.storage.source import (
+    VECTOR,
     ByteSource,
     FileSource,
     MemorySource,

@@ -12,8 +12,8 @@ from typing import IO, Any, Protocol
 
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 
-_VECTOR = 1024
-"""Buffers that one preadv takes: IOV_MAX of Linux and macOS."""
+VECTOR = 1024
+"""Buffers that one preadv or pwritev takes: IOV_MAX of Linux and macOS."""
 
 
 class ByteSource(Protocol):
@@ -125,8 +125,8 @@ class FileSource:
         """Fills several buffers, in order, with the bytes from ``offset``: one system call for up to 1024 buffers."""
         if self._fd < 0:
             raise ArgumentError(f"`{shown(self.name)}`: read after it was closed", file=self.name)
-        for first in range(0, len(buffers), _VECTOR):
-            offset = self._fill(offset, list(buffers[first : first + _VECTOR]))
+        for first in range(0, len(buffers), VECTOR):
+            offset = self._fill(offset, list(buffers[first : first + VECTOR]))
 
     def _fill(self, offset: int, group: list[memoryview]) -> int:
         wanted = sum(buffer.nbytes for buffer in group)
