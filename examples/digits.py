@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", default="1ep", help="when to save: 1ep, 7step, 15min, signal, or several")
+    parser.add_argument("--save", default="1ep", help="when to save: 1ep, 7step, 15min, or several")
     parser.add_argument("--log", type=Path, help="append one line for each batch to this file")
     args = parser.parse_args()
 
