@@ -153,4 +153,4 @@ def _text(head: bytes) -> tuple[str, str] | None:
             return "is an index of shards", f"open it by its path, named *{SUFFIX}, with the shards beside it"
         return "is JSON text", "name the file that holds the weights"
     line = printable(text.splitlines()[0][:60]) if text else ""
-    return f"is plain text that begins {line!r}", "name the file that holds the weights"
+    return f"is plain text that begins `{line}`", "name the file that holds the weights"

@@ -115,7 +115,7 @@ class ShardedContainer(Container):
         for name, shard in index.weight_map.items():
             if name not in held[shard]:
                 raise CorruptFile(
-                    f"`{printable(path)}`: lists `{printable(name[:200])}` in {printable(shard)}, which has no such "
+                    f"`{printable(path)}`: lists `{printable(name[:200])}` in `{printable(shard)}`, which has no such "
                     "tensor: index and shard come from different saves",
                     file=path,
                     path=name,
@@ -165,8 +165,8 @@ def _open_shard(path: str, shard: str, count: int, open_shard: OpenContainer) ->
         source = FileSource(os.path.realpath(name), name=name)
     except NotFound:
         raise NotFound(
-            f"`{printable(path)}`: {count:,} of its tensors are in {printable(shard)}, which is not there; fetch the "
-            "missing shard",
+            f"`{printable(path)}`: {count:,} of its tensors are in `{printable(shard[:200])}`, which is not "
+            "there; fetch the missing shard",
             file=path,
         ) from None
     try:
@@ -186,7 +186,7 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
     plain = PurePosixPath(shard).parts == tuple(parts) and ".." not in parts and not shard.startswith("/")
     if not plain or "\\" in shard or "\0" in shard or ":" in shard:
         raise RefusedFile(
-            f"`{printable(path)}`: names the shard {printable(shard[:200])!r}; shards must be plain names inside its "
+            f"`{printable(path)}`: names the shard `{printable(shard[:200])}`; shards must be plain names inside its "
             "folder",
             file=path,
         )
@@ -197,7 +197,7 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
         allowed.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
     if not any(os.path.commonpath([target, inside]) == inside for inside in allowed):
         raise RefusedFile(
-            f"`{printable(path)}`: its shard {printable(shard[:200])} is a link to {printable(target)}, outside of its "
-            "folder; put the file itself there",
+            f"`{printable(path)}`: its shard `{printable(shard[:200])}` is a link to `{printable(target)}`, outside of "
+            "its folder; put the file itself there",
             file=path,
         )

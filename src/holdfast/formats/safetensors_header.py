@@ -163,7 +163,7 @@ def _check_entries(entries: dict[str, HeaderEntry], file: str, data: int) -> Non
         row = BY_SAFETENSORS.get(entry.dtype)
         if row is None:
             raise UnknownFormat(
-                f"`{printable(file)}`: `{shown(name)}` has dtype {shown(entry.dtype)!r}, which this version does not "
+                f"`{printable(file)}`: `{shown(name)}` has dtype '{shown(entry.dtype)}', which this version does not "
                 f"know; it knows {', '.join(BY_SAFETENSORS)}",
                 file=file,
                 path=name,

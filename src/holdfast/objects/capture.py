@@ -25,7 +25,7 @@ def is_object(value: Any) -> bool:
     """Whether ``value`` is a live object that is saved by its state, not a plain value."""
     if isinstance(value, type):
         return False
-    return isinstance(value, torch.Generator) or isinstance(value, Stateful)
+    return isinstance(value, torch.Generator | Stateful)
 
 
 def adapt(value: Any, name: str, names: dict[int, str]) -> StatefulPart:

@@ -68,7 +68,10 @@ class LoaderPart:
         """
         if "own" in state:
             self.obj.load_state_dict(state["own"])  # type: ignore[attr-defined]  # it had one when it was saved
-            return iter(self.obj)
+            iterator = iter(self.obj)
+            if rng is not None and state["batch"]:
+                restore_rng(rng)  # the loader draws a seed when its iterator begins
+            return iterator
         if state["batch"] == 0 and not state["reused"]:
             self._restore_generators(state["generators"])
             return self.begin()
@@ -76,9 +79,10 @@ class LoaderPart:
         self._restore_moment(moment)
         iterator = self._skipping(state["batch"], lambda: self._restore_moment(moment) if state["reused"] else None)
         self._begun, self._reused = moment, state["reused"]
-        self._restore_generators(state["generators"])
-        if rng is not None and state["batch"]:
-            restore_rng(rng)
+        if state["batch"]:
+            self._restore_generators(state["generators"])
+            if rng is not None:
+                restore_rng(rng)
         return iterator
 
     def notes(self) -> list[str]:

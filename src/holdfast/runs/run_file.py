@@ -164,7 +164,7 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     path = _pin_path(folder, name)
     if not os.path.lexists(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
-        raise NotFound(f"`{printable(folder)}`: no pin {name!r}; there is: {there}", file=folder)
+        raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
     remove_folder(path)  # which takes a file as well
 
 

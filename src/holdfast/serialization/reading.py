@@ -48,7 +48,7 @@ def read_tree(
     """A document's tree with real tensors and values in it.
 
     Args:
-        tree: inert, with StoredTensor leaves.
+        tree: inert, with StoredTensor leaves; a leaf that is a live tensor already stays.
         file: named in errors.
         placement: where tensors go; by default where they were saved.
         trusted: full names of classes that may be rebuilt.
@@ -63,7 +63,11 @@ def read_tree(
     )
     stored = [leaf for _, leaf in leaves(tree) if isinstance(leaf, StoredTensor)]
     tensors = dict(zip(map(id, stored), read_tensors(stored, placement or Placement()), strict=True))
-    how = Lifting(leaf=lambda leaf: tensors[id(leaf)], trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS)
+
+    def live(leaf: Any) -> torch.Tensor:
+        return leaf if isinstance(leaf, torch.Tensor) else tensors[id(leaf)]
+
+    how = Lifting(leaf=live, trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS)
     return lift(tree, how)
 
 

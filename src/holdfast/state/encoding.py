@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile
+from holdfast.state.paths import printable
 from holdfast.state.values import MAX_DEPTH, Opaque, Tree, Typed
 
 _INT64 = 2**63
@@ -57,8 +58,14 @@ def from_json(value: Any, leaf: Callable[[Any], Any], file: str) -> Tree:
     """
     try:
         return _from_json(value, leaf, file, 0)
+    except RecursionError:  # the caller's own stack may be deep already
+        raise _too_deep(file) from None
     except (TypeError, ValueError, binascii.Error, UnicodeError) as reason:
-        raise CorruptFile(f"`{file}`: its tree of values is damaged: {reason}", file=file) from None
+        raise CorruptFile(f"`{printable(file)}`: its tree of values is damaged: {reason}", file=file) from None
+
+
+def _too_deep(file: str) -> CorruptFile:
+    return CorruptFile(f"`{printable(file)}`: its tree is nested deeper than {MAX_DEPTH} levels", file=file)
 
 
 def _from_json(value: Any, leaf: Callable[[Any], Any], file: str, depth: int) -> Tree:
@@ -66,7 +73,7 @@ def _from_json(value: Any, leaf: Callable[[Any], Any], file: str, depth: int) ->
     if cls is not dict and cls is not list:
         return value
     if depth >= MAX_DEPTH:
-        raise CorruptFile(f"`{file}`: its tree is nested deeper than {MAX_DEPTH} levels", file=file)
+        raise _too_deep(file)
     if cls is list:
         return [_from_json(item, leaf, file, depth + 1) for item in value]
     if len(value) == 1:
@@ -115,7 +122,7 @@ def loads(data: bytes, file: str) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
-        raise CorruptFile(f"`{file}`: is not valid JSON: {reason}", file=file) from None
+        raise CorruptFile(f"`{printable(file)}`: is not valid JSON: {reason}", file=file) from None
 
 
 def _encodable(text: str) -> bool:

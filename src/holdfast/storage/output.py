@@ -56,7 +56,7 @@ class Output:
 
 
 def write_piece(out: Output, feed: Feed, start: int, length: int, digest: bool, crc: bool) -> tuple[str, int]:
-    """Writes ``length`` bytes from ``start`` of what ``feed`` says; returns their digest and CRC, "" and 0 if unasked."""
+    """Writes ``length`` bytes from ``start`` of what ``feed`` says; returns digest and CRC, "" and 0 if unasked."""
     offset, first, _, source = feed
     if length <= BLOCK:
         block = _block(out, source, first + start, length)

@@ -18,10 +18,10 @@ from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoi
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
+from holdfast.runs.moves import prune, quarantine
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
-from holdfast.runs.verify import quarantine
-from holdfast.storage.atomic import StagedFolder, remove_folder
+from holdfast.storage.atomic import StagedFolder
 from holdfast.storage.folders import make_folders, sweep
 from holdfast.training.environment import environment
 
@@ -147,17 +147,13 @@ class RunFolder:
         """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged."""
         if not self.keep:
             return []
-        gone: list[int] = []
         try:
-            listed = scan(self.root).checkpoints
-            pins = read_pins(self.root)
-            for decision in plan_prune(listed, self.keep, pins=pins):
-                if not decision.keep:
-                    remove_folder(os.path.join(self.root, step_name(decision.step)))
-                    gone.append(decision.step)
+            catalog = scan(self.root)
+            now = datetime.datetime.now(datetime.UTC)
+            return prune(catalog, plan_prune(catalog.checkpoints, self.keep, now, pins=read_pins(self.root)))
         except HoldfastError as reason:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
-        return gone
+            return []
 
     def is_best(self, value: float | None) -> bool:
         """Whether a new value of the best rule's metric is at least as good as every committed one."""
@@ -174,6 +170,15 @@ class RunFolder:
         if self.best_rule is None:
             raise ArgumentError(f"`{self.root}`: the run has no best= rule; give one, such as best='val_loss:min'")
         return best(scan(self.root).readable, self.best_rule)
+
+    def newest(self) -> Listed | None:
+        """The newest committed checkpoint whose manifest is good."""
+        readable = scan(self.root).readable
+        return readable[-1] if readable else None
+
+    def has_quarantined(self) -> bool:
+        """Whether damaged checkpoints were set aside."""
+        return bool(scan(self.root).quarantined)
 
     def note_metrics(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of an epoch that is not committed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import nn
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
 from holdfast.formats.base import Document
@@ -94,7 +92,7 @@ class Run:
     ) -> None:
         _check_names(objects)
         self._objects = {name: value for name, value in objects.items() if value is not None}
-        self._parts = adapt_all(self._objects)
+        adapt_all(self._objects)  # an object that can't be saved is refused here, not hours later
         self._rules = parse_save(save)
         rule = None if best is None else parse_best(best)
         rules = parse_keep(keep, best=rule) if isinstance(keep, str) else list(keep or ())
@@ -159,8 +157,8 @@ class Run:
             return self._resumed
         if damaged or self._folder.has_quarantined():
             raise CorruptFile(
-                f"`{self.path}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one back "
-                "from a copy, or start in another folder",
+                f"`{self.path}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one "
+                "back from a copy, or start in another folder",
                 file=self.path,
             )
         self._looked = True
@@ -337,8 +335,6 @@ class Run:
         if self._args is not None:
             tree["args"] = self._args
         document, notes = document_of(tree, row_major=True)
-        for name in self._parts.keys() & {"model"}:
-            document.objects.setdefault(name, {})
         first = self._saved_at is None
         committed = self._folder.commit(
             document, step=self._step, epoch=self._epoch, batch=self._batch, metrics=metrics

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import msgspec
 
 from holdfast.errors import ArgumentError
-
-_RULE = re.compile(r"(\d+(?:\.\d+)?)(step|ep|s|min|h)")
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+from holdfast.runs.retention import SECONDS, parse_amount
 
 
 class EverySteps(msgspec.Struct, frozen=True):
@@ -38,25 +35,18 @@ def parse_save(text: str) -> list[SaveRule]:
     """``"500step 1ep 15min"`` as rules.
 
     Raises:
-        ArgumentError: a word that is no rule; the message lists the units.
+        ArgumentError: a word that is no rule; the message lists the units. Or no rule at all.
     """
-    rules: list[SaveRule] = []
-    for word in text.split():
-        found = _RULE.fullmatch(word)
-        if found is None or float(found[1]) <= 0:
-            raise ArgumentError(
-                f"save rule {word!r} is none: write a number and a unit, such as 500step, 1ep, 30s, 15min, 2h"
-            )
-        number, unit = float(found[1]), found[2]
-        if unit in _SECONDS:
-            rules.append(EverySeconds(number * _SECONDS[unit]))
-        elif not number.is_integer():
-            raise ArgumentError(f"save rule {word!r}: steps and epochs are whole numbers")
-        else:
-            rules.append(EverySteps(int(number)) if unit == "step" else EveryEpochs(int(number)))
+    rules = [_rule(*parse_amount(word)) for word in text.split()]
     if not rules:
         raise ArgumentError("save= has no rule; the shortest is '1ep'")
     return rules
+
+
+def _rule(number: int, unit: str) -> SaveRule:
+    if unit == "step":
+        return EverySteps(number)
+    return EveryEpochs(number) if unit == "ep" else EverySeconds(number * SECONDS[unit])
 
 
 def is_due(

@@ -1,0 +1,435 @@
+"""An inert tree as the pickle that ``torch.load(weights_only=True)`` reads: written opcode by opcode.
+
+No object is pickled, so nothing can end up in the stream but the forms below. A value whose type weights_only refuses
+is written as the nearest type that it takes (a deque as a list, a path as a string); its true type stands in our own
+record. Protocol 2, the only one that weights_only reads. Opcodes: the table of CPython's ``pickletools``; forms:
+``torch/_utils.py`` and ``torch/serialization.py`` of torch 2.13.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import UnsupportedValue
+from holdfast.formats.arrays import plain_array, plain_scalar
+from holdfast.formats.base import Segment, StoredTensor
+from holdfast.spec import DTYPES, contiguous_stride
+from holdfast.state.paths import dotted, printable
+from holdfast.state.values import KINDS, Opaque, Tree, Typed
+
+_MARK, _TUPLE, _REDUCE, _STOP = b"(", b"t", b"R", b"."
+_Step = tuple[Any, Tree]
+"""What a composite yields: the key of a child, for messages, and the child."""
+
+
+class Emitted(msgspec.Struct):
+    """A pickle and what it refers to.
+
+    Attributes:
+        data: the bytes of ``data.pkl``.
+        segments: the storages, in the order of their keys: 0, 1, ...
+    """
+
+    data: bytes
+    segments: list[Segment]
+
+
+def emit(tree: Tree) -> Emitted:
+    """Writes the pickle of a tree.
+
+    Raises:
+        UnsupportedValue: a value that no pickle of torch can hold; names its path.
+    """
+    return _Emitter(tree).run(tree)
+
+
+class _Emitter:
+    def __init__(self, tree: Tree) -> None:
+        self._out: list[bytes] = [b"\x80\x02"]
+        self._memo: dict[bytes, bytes] = {}
+        self._segments: list[Segment] = []
+        self._storages: dict[int, tuple[str, str, int, bytes]] = {}
+        self._untyped = _untyped_segments(tree)
+        self._path: list[Any] = []
+
+    def run(self, tree: Tree) -> Emitted:
+        """Walks with a stack of generators: no tree is too deep for the interpreter's own stack."""
+        put = self._out.append
+        above: list[Iterator[_Step]] = [iter(((None, tree),))]
+        while above:
+            for key, child in above[-1]:
+                cls = type(child)
+                if cls is StoredTensor:
+                    self._path.append(key)
+                    put(self._tensor(child))
+                    self._path.pop()
+                elif cls in _ATOMS:
+                    put(_ATOMS[cls](self, child))
+                else:
+                    self._path.append(key)
+                    above.append(self._composite(child))
+                    break
+            else:
+                above.pop()
+                if above:
+                    self._path.pop()
+        put(_STOP)
+        return Emitted(b"".join(self._out), self._segments)
+
+    def _composite(self, tree: Tree) -> Iterator[_Step]:
+        cls = type(tree)
+        if cls is list:
+            return self._list(tree)
+        if cls is dict:
+            return self._mapping(b"}", tree.items())
+        if cls is Typed:
+            write = _KINDS.get(tree.kind)
+            if write is not None:
+                return write(self, tree.payload)
+            if tree.kind in KINDS:
+                return iter(((None, KINDS[tree.kind].plain(tree.payload)),))
+            raise self._unsupported(f"a value of kind {tree.kind} has no form in a torch file")
+        if cls is Opaque:
+            raise self._unsupported(
+                f"an object of class {printable(tree.type_name)} can't be written; save what it is made of, or drop it"
+            )
+        raise self._unsupported(f"a {cls.__name__} is no value of a document")
+
+    def _unsupported(self, what: str) -> UnsupportedValue:
+        path = dotted(key for key in self._path if key is not None)
+        return UnsupportedValue(f"`{printable(path)}`: {what}", path=path)
+
+    # -- bytes of single values
+
+    def _shared(self, code: bytes) -> bytes:
+        """``code`` the first time, then a reference to what it made."""
+        known = self._memo.get(code)
+        if known is not None:
+            return known
+        index = len(self._memo)
+        short = index < 256
+        self._memo[code] = (b"h%c" if short else b"j%b") % (index if short else struct.pack("<I", index))
+        return code + (b"q%c" if short else b"r%b") % (index if short else struct.pack("<I", index))
+
+    def _name(self, module: str, name: str) -> bytes:
+        if not name.isidentifier() or not name.isascii():
+            raise self._unsupported(f"{name!r:.100} is no name in {module}")
+        return self._shared(f"c{module}\n{name}\n".encode())
+
+    def _integer(self, value: int) -> bytes:
+        try:
+            return integer(value)
+        except OverflowError:
+            raise self._unsupported("an integer of more than 255 bytes; torch.load can't read it") from None
+
+    def _bytes(self, value: bytes) -> bytes:
+        encode = self._name("_codecs", "encode")
+        return encode + text(value.decode("latin-1")) + self._shared(text("latin1")) + b"\x86R"
+
+    def _complex(self, value: complex) -> bytes:
+        return self._name("__builtin__", "complex") + real(value.real) + real(value.imag) + b"\x86R"
+
+    # -- containers
+
+    def _list(self, items: Iterable[Tree]) -> Iterator[_Step]:
+        self._out.append(b"](")
+        yield from enumerate(items)
+        self._out.append(b"e")
+
+    def _tuple(self, items: Iterable[Tree]) -> Iterator[_Step]:
+        self._out.append(_MARK)
+        yield from enumerate(items)
+        self._out.append(_TUPLE)
+
+    def _mapping(self, head: bytes, pairs: Iterable[tuple[Tree, Tree]]) -> Iterator[_Step]:
+        self._out.append(head + _MARK)
+        for key, value in pairs:
+            if type(key) is str:
+                self._out.append(text(key))
+            else:
+                yield key, as_key(key)
+            yield key, value
+        self._out.append(b"u")
+
+    def _called(self, module: str, name: str, payload: Iterable[_Step]) -> Iterator[_Step]:
+        """``module.name(payload)``."""
+        self._out.append(self._name(module, name))
+        yield from payload
+        self._out.append(b"\x85R")
+
+    def _set(self, items: list[Tree]) -> Iterator[_Step]:
+        return self._called("__builtin__", "set", self._list([as_key(item) for item in items]))
+
+    def _bytearray(self, data: bytes) -> Iterator[_Step]:
+        return self._called("__builtin__", "bytearray", iter(((None, data),)))
+
+    def _ordered_dict(self, pairs: Iterable[tuple[Tree, Tree]]) -> Iterator[_Step]:
+        return self._mapping(self._name("collections", "OrderedDict") + b")R", pairs)
+
+    def _counter(self, pairs: Iterable[tuple[Tree, Tree]]) -> Iterator[_Step]:
+        return self._called("collections", "Counter", self._mapping(b"}", pairs))
+
+    def _state_dict(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        items = payload["items"]
+        yield from self._ordered_dict(items.items() if type(items) is dict else items)
+        self._out.append(b"}" + text("_metadata"))
+        yield "_metadata", Typed("ordered_dict", payload["metadata"])
+        self._out.append(b"sb")
+
+    def _record(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        fields = payload["fields"]
+        yield None, fields["value"] if payload["form"] == "enum" else fields
+
+    # -- torch's own values
+
+    def _size(self, sizes: list[int]) -> Iterator[_Step]:
+        return self._called("torch", "Size", self._tuple(sizes))
+
+    def _device(self, name: str) -> Iterator[_Step]:
+        kind, colon, index = name.partition(":")
+        parts: list[Tree] = [kind, int(index)] if colon and index.isdecimal() else [name]
+        self._out.append(self._name("torch", "device"))
+        yield None, Typed("tuple", parts)
+        self._out.append(_REDUCE)
+
+    def _torch_name(self, name: str) -> Iterator[_Step]:
+        self._out.append(self._name("torch", name))
+        yield from ()
+
+    def _layout(self, name: str) -> Iterator[_Step]:
+        self._out.append(self._name("torch.serialization", "_get_layout") + text(f"torch.{name}") + b"\x85R")
+        yield from ()
+
+    def _memory_format(self, name: str) -> Iterator[_Step]:
+        yield None, f"torch.{name}"
+
+    def _scalar(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        yield None, plain_scalar(payload)
+
+    def _array(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        yield None, plain_array(payload)
+
+    # -- tensors
+
+    def _storage(self, segment: Segment, dtype: str) -> bytes:
+        """The persistent id of a storage; the first use of a segment gives it its key."""
+        known = self._storages.get(id(segment))
+        if known is None:
+            known = (*self._storage_class(segment, dtype), text(str(len(self._segments))))
+            self._storages[id(segment)] = known
+            self._segments.append(segment)
+        module, name, numel, key = known
+        return b"((%b%b%b%b%btQ" % (  # the first mark is that of the tensor's arguments
+            self._shared(text("storage")),
+            self._name(module, name),
+            key,
+            self._shared(text(segment.location)),
+            integer(numel),
+        )
+
+    def _storage_class(self, segment: Segment, dtype: str) -> tuple[str, str, int]:
+        if id(segment) in self._untyped:
+            return "torch.storage", "UntypedStorage", segment.length
+        row = DTYPES[dtype]
+        return "torch", str(row.storage), segment.length // row.itemsize
+
+    def _place(self, leaf: StoredTensor) -> bytes:
+        """Storage, offset, sizes and strides: what the arguments of every rebuild form begin with."""
+        spec = leaf.spec
+        if leaf.offset % spec.itemsize:
+            raise self._unsupported(f"starts {leaf.offset} bytes into its storage, in the middle of a {spec.dtype}")
+        stride = contiguous_stride(spec.shape) if spec.stride is None else spec.stride
+        storage = self._storage(leaf.segment, spec.dtype)
+        return b"".join((storage, integer(leaf.offset // spec.itemsize), integers(spec.shape), integers(stride)))
+
+    def _tensor(self, leaf: StoredTensor, flags: bytes = b"") -> bytes:
+        """``_rebuild_tensor_v2``, or v3 where the storage has no dtype; ``flags`` is a dict of lazy bits."""
+        untyped = id(leaf.segment) in self._untyped
+        rebuild = self._name("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
+        place = self._place(leaf)
+        hooks = self._name("collections", "OrderedDict")
+        dtype = self._name("torch", leaf.spec.dtype) if untyped else b""
+        return b"%b%b%b%b)R%b%btR" % (rebuild, place, _bool(leaf.requires_grad), hooks, dtype, flags)
+
+    def _lazy(self, payload: Tree, bits: tuple[str, ...]) -> Iterator[_Step]:
+        """Tensors whose conjugation or negation has not been carried out."""
+        while type(payload) is Typed and payload.kind in ("conj", "neg"):
+            bits, payload = (*bits, payload.kind), payload.payload
+        if type(payload) is not StoredTensor:
+            raise self._unsupported("a lazy conjugate of something that is no tensor")
+        flags = b"}(" + b"".join(text(bit) + _bool(True) for bit in sorted(set(bits))) + b"u"
+        self._out.append(self._tensor(payload, flags))
+        yield from ()
+
+    def _parameter(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        state = payload.get("state")
+        self._out.append(self._name("torch._utils", "_rebuild_parameter_with_state" if state else "_rebuild_parameter"))
+        self._out.append(_MARK)
+        yield None, payload["data"]
+        self._out.append(_bool(payload["requires_grad"]) + self._name("collections", "OrderedDict") + b")R")
+        if state:
+            yield "state", state
+        self._out.append(b"tR")
+
+    def _attributed(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        """A plain tensor that carries attributes of its own: written without them, our record has them."""
+        yield None, payload["data"]
+
+    def _sparse(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        coo = payload["layout"] == "sparse_coo"
+        self._out.append(self._name("torch._utils", "_rebuild_sparse_tensor") + _MARK)
+        yield from self._layout(payload["layout"])
+        self._out.append(_MARK)
+        for name in ("indices", "values") if coo else ("compressed", "plain", "values"):
+            yield name, payload[name]
+        yield "size", Typed("torch.Size", payload["size"])
+        if coo:
+            yield "coalesced", payload["coalesced"]
+        self._out.append(b"ttR")
+
+    def _quantized(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        leaf = payload["data"]
+        if type(leaf) is not StoredTensor:
+            raise self._unsupported("a quantized tensor without its integers")
+        self._out.append(self._name("torch._utils", "_rebuild_qtensor") + self._place(leaf) + _MARK)
+        scheme = payload["scheme"]
+        if scheme == "per_channel_affine_float_qparams":
+            scheme = "per_channel_affine"  # as torch itself writes it
+        yield from self._torch_name(scheme)
+        for name in ("scale", "zero_point", "scales", "zero_points", "axis"):
+            if name in payload:
+                yield name, payload[name]
+        hooks = self._name("collections", "OrderedDict")
+        self._out.append(_TUPLE + _bool(leaf.requires_grad) + hooks + b")RtR")
+
+    def _meta(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        self._out.append(self._name("torch._utils", "_rebuild_meta_tensor_no_storage") + _MARK)
+        yield from self._torch_name(payload["dtype"])
+        grad = _bool(payload["requires_grad"])
+        self._out.append(integers(payload["shape"]) + integers(payload["stride"]) + grad + b"tR")
+
+    def _bare_storage(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        self._out.append(self._storage(payload["data"].segment, payload["data"].spec.dtype)[1:])
+        yield from ()
+
+
+_ATOMS: dict[type, Callable[[_Emitter, Any], bytes]] = {
+    type(None): lambda _, value: b"N",
+    bool: lambda _, value: _bool(value),
+    int: _Emitter._integer,
+    float: lambda _, value: real(value),
+    complex: _Emitter._complex,
+    str: lambda _, value: text(value),
+    bytes: _Emitter._bytes,
+}
+
+_KINDS: dict[str, Callable[[_Emitter, Any], Iterator[_Step]]] = {
+    "tuple": _Emitter._tuple,
+    "set": _Emitter._set,
+    "frozenset": _Emitter._list,
+    "bytearray": _Emitter._bytearray,
+    "dict": lambda self, pairs: self._mapping(b"}", pairs),
+    "ordered_dict": _Emitter._ordered_dict,
+    "counter": _Emitter._counter,
+    "defaultdict": lambda self, payload: self._mapping(b"}", payload["items"]),
+    "state_dict": _Emitter._state_dict,
+    "record": _Emitter._record,
+    "torch.Size": _Emitter._size,
+    "torch.device": _Emitter._device,
+    "torch.dtype": _Emitter._torch_name,
+    "torch.qscheme": _Emitter._torch_name,
+    "torch.layout": _Emitter._layout,
+    "torch.memory_format": _Emitter._memory_format,
+    "torch.storage": _Emitter._bare_storage,
+    "numpy.scalar": _Emitter._scalar,
+    "numpy.array": _Emitter._array,
+    "parameter": _Emitter._parameter,
+    "tensor": _Emitter._attributed,
+    "conj": lambda self, payload: self._lazy(payload, ("conj",)),
+    "neg": lambda self, payload: self._lazy(payload, ("neg",)),
+    "sparse": _Emitter._sparse,
+    "quantized": _Emitter._quantized,
+    "meta": _Emitter._meta,
+}
+"""Kinds with a form of their own; ``KINDS[...].plain`` of holdfast.state.values has the others."""
+
+
+def as_key(tree: Tree) -> Tree:
+    """A value that stands as a dict key or in a set, with tuples where its plain form would not be hashable."""
+    if type(tree) is list:
+        return Typed("tuple", [as_key(item) for item in tree])
+    if type(tree) is dict:
+        return as_key([[name, item] for name, item in tree.items()])
+    if type(tree) is not Typed:
+        return tree
+    if tree.kind in ("tuple", "frozenset", "range", "slice", "fraction"):
+        return as_key(tree.payload)
+    if tree.kind == "record":
+        fields = tree.payload["fields"]
+        return as_key(fields["value"] if tree.payload["form"] == "enum" else fields)
+    return tree
+
+
+def integer(value: int) -> bytes:
+    """The shortest opcode for an integer. Raises OverflowError past 255 bytes."""
+    if 0 <= value < 256:
+        return b"K%c" % value
+    if 0 <= value < 65536:
+        return b"M" + struct.pack("<H", value)
+    if -(2**31) <= value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    if len(data) > 255:
+        raise OverflowError
+    return b"\x8a%c%b" % (len(data), data)
+
+
+def integers(values: Iterable[int]) -> bytes:
+    """A tuple of integers."""
+    return b"(%bt" % b"".join([integer(value) for value in values])
+
+
+def real(value: float) -> bytes:
+    """A float, NaN and infinities included."""
+    return b"G" + struct.pack(">d", value)
+
+
+def text(value: str) -> bytes:
+    """A string, lone surrogates included."""
+    data = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _bool(value: bool) -> bytes:
+    return b"\x88" if value else b"\x89"
+
+
+def _untyped_segments(tree: Tree) -> set[int]:
+    """Segments that no storage class fits: a dtype without one, several dtypes, or a length between two elements."""
+    dtypes: dict[int, str] = {}
+    untyped: set[int] = set()
+    for leaf in _leaves(tree):
+        row, segment = DTYPES[leaf.spec.dtype], leaf.segment
+        if dtypes.setdefault(id(segment), row.name) != row.name or not row.storage or segment.length % row.itemsize:
+            untyped.add(id(segment))
+    return untyped
+
+
+def _leaves(tree: Tree) -> Iterator[StoredTensor]:
+    """Every tensor of a tree, however deep, keys and all."""
+    rest = [tree]
+    while rest:
+        item = rest.pop()
+        cls = type(item)
+        if cls is StoredTensor:
+            yield item
+        elif cls is dict:
+            rest.extend(item.values())
+        elif cls is list:
+            rest.extend(item)
+        elif cls is Typed:
+            rest.append(item.payload)

@@ -1,0 +1,338 @@
+"""The zip file of ``torch.save`` since 1.6, read without unpickling and written so that ``torch.load`` reads it.
+
+Beside what torch writes, our files have one record, ``.data/holdfast``, which torch ignores: the tree with its exact
+types, digests of every storage, and what was recorded of the live objects. It is JSON; its last field is a digest of
+the rest, and it holds the digest of ``data.pkl``, so that neither can be exchanged alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import xxhash
+
+from holdfast.errors import CorruptFile, UnknownFormat, UnsupportedValue
+from holdfast.formats.archive import Archive
+from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.emit import emit
+from holdfast.formats.rebuild import build_tree
+from holdfast.formats.tensors import stored_tensor
+from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, plan
+from holdfast.spec import CHUNK, TensorSpec
+from holdfast.state.encoding import from_json, to_json
+from holdfast.state.paths import printable
+from holdfast.storage.atomic import StagedFile
+from holdfast.storage.digest import crc32, digest_bytes
+from holdfast.storage.requests import WriteRequest
+from holdfast.storage.source import ByteSource, shown
+
+NAME = "torch-zip"
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+PICKLE_LIMIT = 256 << 20
+"""Bytes of the largest ``data.pkl`` that is read."""
+_RECORD_LIMIT = 1 << 30
+_RECORD = ".data/holdfast"
+_VERSION = 0
+_OPEN_DIGEST = b'"digest":""}'
+_DEFAULTS = (None, 0, False, None)
+"""What a reference to a tensor leaves out at its end: stride, offset, requires_grad, live stride."""
+
+
+class _Own(msgspec.Struct):
+    """Our record in the file.
+
+    Attributes:
+        version: of this record's form.
+        pickle: digest of ``data.pkl``.
+        segments: for each ``data/N``: bytes, the device it was on, a digest for each 8 MiB.
+        tree: as ``state.encoding`` writes it; a tensor is ``[segment, dtype, shape, stride, offset, requires_grad,
+            live stride]``, without what is default at the end.
+        objects: see Document.
+        metadata: see Document.
+        digest: of all that stands before it.
+    """
+
+    version: int
+    pickle: str
+    segments: list[tuple[int, str, list[str]]]
+    tree: Any
+    objects: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+    digest: str = ""
+
+
+# -- reading
+
+
+def sniff(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a zip."""
+    return head.startswith(b"PK\x03\x04")
+
+
+def open(source: ByteSource, file: str) -> Container:
+    """Opens a torch zip; headers and small records are read and checked.
+
+    Raises:
+        CorruptFile: parts are missing, damaged or disagree.
+        RefusedFile: ambiguous, or past a limit.
+        UnknownFormat: a zip of another kind.
+    """
+    return TorchZip(source, file)
+
+
+class TorchZip(Container):
+    """An opened torch zip."""
+
+    format = NAME
+
+    def __init__(self, source: ByteSource, file: str) -> None:
+        self.file = file
+        self._source = source
+        self._archive = archive = Archive(source, file)
+        _check_kind(archive)
+        self._swapped = _byte_order(archive)
+        self._pickle = archive.read("data.pkl", limit=PICKLE_LIMIT)
+        self._own = _read_own(archive, self._pickle) if _RECORD in archive.records else None
+        self._segments: dict[str, Segment] = {}
+        self._read = {"data.pkl", "version", "byteorder", _RECORD}
+
+    def document(self) -> Document:
+        own = self._own
+        if own is None:
+            return Document(build_tree(self._pickle, self._storage, f"{self.file}"))
+        try:
+            tree = from_json(own.tree, self._leaf, shown(self.file))
+        except RecursionError:
+            raise CorruptFile(f"`{shown(self.file)}`: its record is nested too deep", file=self.file) from None
+        return Document(tree, own.objects, own.metadata)
+
+    def segments(self) -> list[Segment]:
+        return [self._segment(name) for name in self._archive.records if name not in self._read]
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _storage(self, key: str, location: str, length: int) -> Segment:
+        """The segment of a storage that the pickle names."""
+        name = f"data/{key}"
+        record = self._archive.records.get(name)
+        if record is None or record.size != length:
+            has = "the archive has no such record" if record is None else f"the record has {record.size:,}"
+            raise CorruptFile(
+                f"`{shown(self.file)}`: data.pkl says that {printable(name)} has {length:,} bytes, {has}: corrupt",
+                file=self.file,
+            )
+        segment = self._segment(name)
+        segment.location = location
+        return segment
+
+    def _segment(self, name: str) -> Segment:
+        segment = self._segments.get(name)
+        if segment is None:
+            record = self._archive.records[name]
+            source, start = self._archive.place(name)
+            segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=self._swapped)
+            if self._own is not None and name.startswith("data/"):
+                _, segment.location, chunks = self._own.segments[int(name[5:])]
+                segment.chunks = tuple(chunks)
+            self._segments[name] = segment
+        return segment
+
+    def _leaf(self, reference: Any) -> StoredTensor:
+        """A tensor out of our record."""
+        index, dtype, shape, *rest = reference
+        stride, offset, requires_grad, live = (*rest, *_DEFAULTS[len(rest) :])
+        if type(index) is not int or not 0 <= index < len(self._own.segments if self._own else ()):
+            raise ValueError(f"no storage {index!r:.100}")
+        spec = TensorSpec(dtype, tuple(shape), None if stride is None else tuple(stride))
+        segment = self._segment(f"data/{index}")
+        leaf = stored_tensor(segment, spec, offset=offset, requires_grad=requires_grad, file=self.file)
+        if live is not None:
+            leaf.live_stride = tuple(live)
+        return leaf
+
+
+def _check_kind(archive: Archive) -> None:
+    """Refuses archives that torch.load reads as something else, by name."""
+    records, file = archive.records, archive.file
+    kind = None
+    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
+        kind = "a TorchScript archive (a program with its weights); torch.jit.load reads it"
+    elif "archive_format" in records:
+        kind = "a torch.export archive (.pt2); torch.export.load reads it"
+    elif ".data/extern_modules" in records:
+        kind = "a torch.package archive; torch.package.PackageImporter reads it"
+    if kind is not None:
+        raise UnknownFormat(f"`{shown(file)}`: is {kind}, and holdfast does not read weights out of it yet", file=file)
+    version = "version" if "version" in records else ".data/version"
+    text = archive.read(version, limit=64).strip()
+    if not text.isdigit() or not 1 <= int(text) <= 10:
+        raise UnknownFormat(
+            f"`{shown(file)}`: is a torch file of version {text!r}; versions 1 to 10 are known", file=file
+        )
+
+
+def _byte_order(archive: Archive) -> bool:
+    """Whether numbers are big-endian; files before torch 2.0 do not say and are little-endian."""
+    if "byteorder" not in archive.records:
+        return False
+    order = archive.read("byteorder", limit=64)
+    if order not in (b"little", b"big"):
+        raise CorruptFile(f"`{shown(archive.file)}`: byteorder is {order!r}, little or big is meant", file=archive.file)
+    return order == b"big"
+
+
+def _read_own(archive: Archive, pickle: bytes) -> _Own:
+    file = archive.file
+    data = archive.read(_RECORD, limit=_RECORD_LIMIT)
+    try:
+        own = msgspec.json.decode(data, type=_Own)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
+        raise CorruptFile(f"`{shown(file)}`: its record {_RECORD} is damaged: {reason}", file=file) from None
+    if own.version != _VERSION:
+        raise UnknownFormat(
+            f"`{shown(file)}`: its record {_RECORD} is of version {own.version}; this holdfast knows {_VERSION}. "
+            "Use a newer holdfast, or torch.load",
+            file=file,
+        )
+    sealed = data[: -len(_seal(own.digest))] + _OPEN_DIGEST
+    if not data.endswith(_seal(own.digest)) or digest_bytes(sealed) != own.digest:
+        raise CorruptFile(f"`{shown(file)}`: its record {_RECORD} differs from its digest: corrupt", file=file)
+    if digest_bytes(pickle) != own.pickle:
+        raise CorruptFile(
+            f"`{shown(file)}`: data.pkl has digest {digest_bytes(pickle)}, {_RECORD} says {own.pickle[:100]!r}: "
+            "another program has changed one of them",
+            file=file,
+        )
+    for index, (length, _, chunks) in enumerate(own.segments):
+        record = archive.records.get(f"data/{index}")
+        if record is None or record.size != length or len(chunks) != -(-length // CHUNK):
+            raise CorruptFile(
+                f"`{shown(file)}`: {_RECORD} says that data/{index} has {length:,} bytes in {len(chunks)} chunks, "
+                f"the archive has {'no such record' if record is None else f'{record.size:,} bytes'}: corrupt",
+                file=file,
+            )
+    return own
+
+
+def _seal(digest: str) -> bytes:
+    return b'"digest":%b}' % msgspec.json.encode(digest)
+
+
+# -- writing
+
+
+def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+    """Writes a document as torch would, with our record beside it.
+
+    Args:
+        staged: the file.
+        document: its tensors' bytes are read from their segments, in parallel.
+        top: the folder inside the archive; torch uses the file's name without suffix.
+
+    Returns:
+        ``notes``: what the caller should be told (none so far).
+
+    Raises:
+        UnsupportedValue: a value that a torch file can't hold.
+    """
+    emitted = emit(document.tree)
+    segments, own = _own_record(document, emitted.segments, emitted.data)
+    contents: dict[str, bytes | Segment] = {
+        "data.pkl": emitted.data,
+        ".format_version": b"1",  # promises storages in the order of their keys, one right after the other
+        ".storage_alignment": b"%d" % ALIGNMENT,
+        "byteorder": _written_order(segments),
+        **{f"data/{index}": segment for index, segment in enumerate(segments)},
+        "version": b"3\n",
+        _RECORD: _sealed(own),
+        ".data/serialization_id": b"0" * 40,
+    }
+    lengths = [(name, len(data) if isinstance(data, bytes) else data.length) for name, data in contents.items()]
+    planned = dict(zip(contents, plan(lengths, top), strict=True))
+    last = planned[".data/serialization_id"]
+    staged.allocate(last.end + len(directory(list(planned.values()))))
+    _write_storages(staged, segments, planned, own)
+    contents[_RECORD] = _sealed(own)
+    for name, data in contents.items():
+        if isinstance(data, bytes):
+            planned[name].crc = crc32(data)
+    contents[".data/serialization_id"] = identity = _serialization_id(list(planned.values())[:-1])
+    last.crc = crc32(identity)
+    _write_frame(staged, list(planned.values()), list(contents.values()))
+    return {"notes": []}
+
+
+def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -> tuple[list[Segment], _Own]:
+    """All segments of the file and our record, its digests still zeros of the right length."""
+    segments = list(emitted)
+    numbers = {id(segment): index for index, segment in enumerate(segments)}
+
+    def refer(leaf: StoredTensor) -> list[Any]:
+        index = numbers.get(id(leaf.segment))
+        if index is None:  # a part that the pickle leaves out, such as a tensor's own attributes
+            index = numbers[id(leaf.segment)] = len(segments)
+            segments.append(leaf.segment)
+        spec = leaf.spec
+        full = [index, spec.dtype, spec.shape, spec.stride, leaf.offset, leaf.requires_grad, leaf.live_stride]
+        while len(full) > 3 and full[-1] == _DEFAULTS[len(full) - 4]:
+            full.pop()
+        return full
+
+    tree = to_json(document.tree, refer)
+    rows = [(part.length, part.location, ["0" * 32] * -(-part.length // CHUNK)) for part in segments]
+    own = _Own(_VERSION, digest_bytes(pickle), rows, tree, document.objects, document.metadata)
+    return segments, own
+
+
+def _sealed(own: _Own) -> bytes:
+    """The bytes of our record, with its digest."""
+    own.digest = ""
+    own.digest = digest_bytes(msgspec.json.encode(own))
+    return msgspec.json.encode(own)
+
+
+def _written_order(segments: Sequence[Segment]) -> bytes:
+    orders = {segment.swapped for segment in segments if segment.length}
+    if len(orders) == 2:
+        raise UnsupportedValue("big-endian and little-endian tensors can't be written into one torch file")
+    return b"big" if True in orders else b"little"
+
+
+def _write_storages(staged: StagedFile, segments: Sequence[Segment], planned: Mapping[str, Planned], own: _Own) -> None:
+    """Writes the tensors' bytes, in parallel; fills in checksums and digests."""
+    filled = [index for index, segment in enumerate(segments) if segment.length]
+    requests = []
+    for index in filled:
+        segment = segments[index]
+        requests.append(WriteRequest(planned[f"data/{index}"].start, segment.source, segment.offset, segment.length))
+    for index, written in zip(filled, staged.write(requests, crc=True), strict=True):
+        planned[f"data/{index}"].crc = written.crc32 or 0
+        length, location, _ = own.segments[index]
+        own.segments[index] = (length, location, list(written.chunks))
+
+
+def _serialization_id(planned: Sequence[Planned]) -> bytes:
+    """40 digits out of the records' names and checksums, as torch has them; torch logs them and never compares."""
+    names = xxhash.xxh64_intdigest(b"\0".join([record.name for record in planned]))
+    sums = xxhash.xxh64_intdigest(b"".join([record.crc.to_bytes(4, "little") for record in planned]))
+    return b"%020d%020d" % (names, sums)
+
+
+def _write_frame(staged: StagedFile, planned: Sequence[Planned], contents: Sequence[bytes | Segment]) -> None:
+    """Writes everything that stands between the storages."""
+    requests = []
+    at, frame = 0, []
+    for record, data in zip(planned, contents, strict=True):
+        frame.append(record.head())
+        if isinstance(data, bytes):
+            frame.append(data)
+        elif record.size:
+            requests.append(WriteRequest(at, b"".join(frame)))
+            at, frame = record.start + record.size, []
+        frame.append(record.tail())
+    requests.append(WriteRequest(at, b"".join([*frame, directory(planned)])))
+    staged.write(requests, digest=False)

@@ -1,0 +1,130 @@
+"""The frame of a torch zip: where each record goes, and the headers around it, as torch 2.13's own writer lays it out.
+
+Lengths decide every position, so the plan stands before a byte is written; checksums are filled in afterwards. Source:
+``caffe2/serialize/inline_container.cc`` of torch 2.13 and the ZIP application note, 6.3.10.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from holdfast.formats.archive import (
+    BIG,
+    BIG16,
+    CENTRAL,
+    CENTRAL_MARK,
+    DESCRIPTOR_MARK,
+    END,
+    END64,
+    END64_MARK,
+    END_MARK,
+    HAS_DESCRIPTOR,
+    LOCAL,
+    LOCAL_MARK,
+    LOCATOR,
+    LOCATOR_MARK,
+    UTF8,
+)
+
+ALIGNMENT = 64
+"""Where records begin: at multiples of this."""
+
+
+class Planned(msgspec.Struct):
+    """One record of the archive to be.
+
+    Attributes:
+        name: with its folder, ``model/data/0``.
+        size: bytes.
+        header: where its header goes.
+        start: where its bytes go.
+        crc: their CRC-32, once they are known.
+    """
+
+    name: bytes
+    size: int
+    header: int
+    start: int
+    crc: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first byte after its descriptor."""
+        return self.start + self.size + (0 if not self.size else 24 if self._is_big else 16)
+
+    @property
+    def _is_big(self) -> bool:
+        return self.size >= BIG or self.header >= BIG
+
+    def head(self) -> bytes:
+        """The local header, padded so that the bytes begin at a multiple of the alignment."""
+        wide = self._wide(self.size, 0) if self.size >= BIG else b""
+        wide = _zip64(wide, self.header)
+        padding = self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4
+        local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), len(wide) + 4 + padding)
+        return b"%b%b%bFB%b%b" % (local, self.name, wide, struct.pack("<H", padding), b"Z" * padding)
+
+    def tail(self) -> bytes:
+        """The descriptor after the bytes; empty records have none."""
+        if not self.size:
+            return b""
+        return DESCRIPTOR_MARK + struct.pack("<I2Q" if self._is_big else "<3I", self.crc, self.size, self.size)
+
+    def entry(self) -> bytes:
+        """Its entry in the central directory."""
+        size = min(self.size, BIG)
+        wide = _zip64(self._wide(self.size, self.size) if self.size >= BIG else b"", self.header)
+        numbers = (0, 0, self._flags, 0, 0, 0, self.crc, size, size, len(self.name), len(wide), 0, 0, 0, 0)
+        return CENTRAL.pack(CENTRAL_MARK, *numbers, min(self.header, BIG)) + self.name + wide
+
+    @property
+    def _flags(self) -> int:
+        return UTF8 | HAS_DESCRIPTOR if self.size else UTF8
+
+    @staticmethod
+    def _wide(*numbers: int) -> bytes:
+        return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+def _zip64(numbers: bytes, header: int) -> bytes:
+    """The zip64 field of the numbers that four bytes can't hold; nothing when all fit."""
+    if header >= BIG:
+        numbers += struct.pack("<Q", header)
+    return struct.pack("<HH", 1, len(numbers)) + numbers if numbers else b""
+
+
+def plan(records: Sequence[tuple[str, int]], top: str) -> list[Planned]:
+    """Positions for records, in their order.
+
+    Args:
+        records: names inside the folder, and bytes.
+        top: the folder.
+    """
+    planned: list[Planned] = []
+    prefix = top.encode() + b"/"
+    at = 0
+    for inner, size in records:
+        name = prefix + inner.encode()
+        start = at + LOCAL.size + len(name) + 4
+        if at >= BIG or size >= BIG:
+            start += 4 + (16 if size >= BIG else 0) + (8 if at >= BIG else 0)
+        start += -start % ALIGNMENT
+        record = Planned(name, size, at, start)
+        planned.append(record)
+        at = record.end
+    return planned
+
+
+def directory(planned: Sequence[Planned]) -> bytes:
+    """The central directory and the end records; their length does not depend on the checksums."""
+    start = planned[-1].end
+    entries = b"".join([record.entry() for record in planned])
+    count, end = len(planned), start + len(entries)
+    end64 = END64.pack(END64_MARK, END64.size - 12, 798, 45, 0, 0, count, count, len(entries), start)
+    locator = LOCATOR.pack(LOCATOR_MARK, 0, end, 1)
+    short = min(count, BIG16)
+    last = END.pack(END_MARK, 0, 0, short, short, min(len(entries), BIG), min(start, BIG), 0)
+    return entries + end64 + locator + last

@@ -1,0 +1,83 @@
+"""What changes a run's folder beside saving: prune, quarantine, supersede. For the holder of the run's lock alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from holdfast.errors import ArgumentError, NotFound
+from holdfast.runs.catalog import Catalog, scan
+from holdfast.runs.layout import QUARANTINE, REASON, SUPERSEDED, step_name
+from holdfast.runs.retention import Decision
+from holdfast.state.encoding import dumps
+from holdfast.state.paths import printable
+from holdfast.storage.atomic import move_folder, remove_folder, write_bytes
+
+
+def prune(catalog: Catalog, decisions: Sequence[Decision]) -> list[int]:
+    """Deletes what the decisions do not keep, oldest first.
+
+    Args:
+        catalog: of the run, from which the decisions were made.
+        decisions: of :func:`~holdfast.runs.retention.plan_prune`.
+
+    Returns:
+        The steps that are gone.
+
+    Raises:
+        ArgumentError: the decisions would leave no readable checkpoint; nothing was deleted.
+        StorageError: a folder can't be deleted; those before it are gone.
+    """
+    doomed = sorted(decision.step for decision in decisions if not decision.keep)
+    if doomed and all(one.step in doomed for one in catalog.readable):
+        raise ArgumentError(
+            f"`{printable(catalog.root)}`: these decisions would delete every checkpoint that can be read; nothing was "
+            "deleted",
+            file=catalog.root,
+        )
+    for step in doomed:
+        remove_folder(os.path.join(catalog.root, step_name(step)))
+    return doomed
+
+
+def quarantine(root: str | os.PathLike[str], step: int, reason: str) -> str:
+    """Moves a step that failed verification to ``quarantine/``, where nothing resumes from it, with a reason.json.
+
+    Returns:
+        Its new folder.
+
+    Raises:
+        NotFound: there is no such step.
+        StorageError: it can't be moved.
+    """
+    target = _move(os.fspath(root), step, QUARANTINE)
+    write_bytes(os.path.join(target, REASON), dumps({"step": step, "reason": reason}))
+    return target
+
+
+def supersede(root: str | os.PathLike[str], step: int) -> list[int]:
+    """Moves every step later than ``step`` to ``superseded/``: a future that was left is never "latest" again.
+
+    Returns:
+        The steps that were moved, newest first, so that a crash half-way leaves a shorter past, never a gap.
+
+    Raises:
+        StorageError: one can't be moved.
+    """
+    folder = os.fspath(root)
+    later = [one.step for one in scan(folder).checkpoints if one.step > step]
+    for one in reversed(later):
+        _move(folder, one, SUPERSEDED)
+    return later[::-1]
+
+
+def _move(root: str, step: int, folder: str) -> str:
+    source = os.path.join(root, step_name(step))
+    if not os.path.isdir(source):
+        raise NotFound(f"`{printable(root)}`: has no {step_name(step)}", file=root, step=step)
+    target, count = os.path.join(root, folder, step_name(step)), 1
+    while os.path.lexists(target):  # the same step was moved before: each keeps a folder of its own
+        count += 1
+        target = os.path.join(root, folder, f"{step_name(step)}-{count}")
+    move_folder(source, target)
+    return target

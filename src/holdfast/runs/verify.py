@@ -1,0 +1,260 @@
+"""Verification: every digest and CRC of a file, a checkpoint or a run, read from the disk and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from holdfast.errors import FormatError, HoldfastError, NotFound
+from holdfast.formats.base import Container, Segment
+from holdfast.runs.catalog import is_run, scan
+from holdfast.runs.checkpoint import Checkpoint
+from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, decode_entries, decode_state
+from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
+from holdfast.runs.manifest import FileRecord, Manifest, read_manifest, read_small
+from holdfast.runs.opening import open_any
+from holdfast.runs.reference import parse, resolve
+from holdfast.spec import Entry
+from holdfast.state.paths import dotted, printable
+from holdfast.storage.digest import check_digest
+from holdfast.storage.requests import Check, verify_ranges
+from holdfast.storage.source import FileSource, open_source
+
+Status = Literal["OK", "CORRUPT", "NOT VERIFIABLE"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One damaged place.
+
+    Attributes:
+        file: where.
+        name: the tensor or record.
+        problem: what is wrong, for people.
+        offset: first byte concerned.
+        length: bytes concerned.
+        expected: the digest, CRC or length that is recorded.
+        found: what is there.
+    """
+
+    file: str
+    name: str
+    problem: str
+    offset: int | None = None
+    length: int | None = None
+    expected: str | None = None
+    found: str | None = None
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """What became of one file, or of one checkpoint.
+
+    Attributes:
+        file: its path.
+        status: OK, CORRUPT or NOT VERIFIABLE: nothing contradicts it, but it holds no digest for some of its bytes.
+        checked: bytes that were compared with a digest or CRC.
+        unchecked: bytes of tensors without one.
+        findings: what is damaged.
+        step: of a checkpoint, else None.
+    """
+
+    file: str
+    status: Status
+    checked: int = 0
+    unchecked: int = 0
+    findings: tuple[Finding, ...] = ()
+    step: int | None = None
+
+
+class VerifyReport(msgspec.Struct, frozen=True):
+    """The result of verifying.
+
+    Attributes:
+        file: what was asked for.
+        items: one for each file or checkpoint.
+    """
+
+    file: str
+    items: tuple[Verified, ...]
+
+    @property
+    def status(self) -> Status:
+        """The worst of the items."""
+        found = {item.status for item in self.items}
+        return "CORRUPT" if "CORRUPT" in found else "NOT VERIFIABLE" if "NOT VERIFIABLE" in found else "OK"
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All damage."""
+        return tuple(finding for item in self.items for finding in item.findings)
+
+    def __str__(self) -> str:
+        lines = [f"{printable(self.file)}: {self.status}"]
+        lines += [f"  {printable(one.file)}: {printable(one.name)}: {one.problem}" for one in self.findings]
+        return "\n".join(lines)
+
+
+def verify(f: str | os.PathLike[str] | Container, *, progress: Callable[[str], None] | None = None) -> VerifyReport:
+    """Reads every stored byte and compares it with its digest or CRC.
+
+    Args:
+        f: a file, checkpoint, run (all its steps) or reference, or a container that is open.
+        progress: called with the name of each file or checkpoint before it is read.
+
+    Returns:
+        What is OK, what is damaged (tensor and bytes named) and what can't be verified for want of digests.
+
+    Raises:
+        NotFound: there is nothing of that name.
+        UnknownFormat: it is no format known here.
+        StorageError: reading failed.
+    """
+    if isinstance(f, Container):
+        return VerifyReport(f.file, (_verify_container(f),))
+    path = os.fspath(f)
+    reference = None if os.path.lexists(path) else parse(path)
+    folder = path if reference is None else resolve(reference)
+    if os.path.isdir(folder) and os.path.lexists(os.path.join(folder, MANIFEST)):
+        return VerifyReport(path, (_verify_checkpoint(folder, progress),))
+    if os.path.isdir(folder) and is_run(folder):
+        listed = scan(folder).checkpoints
+        return VerifyReport(path, tuple(_verify_checkpoint(one.path, progress, one.step) for one in listed))
+    return VerifyReport(path, (_verify_file(path, progress),))
+
+
+def _verify_file(path: str, progress: Callable[[str], None] | None) -> Verified:
+    if progress:
+        progress(path)
+    try:
+        with open_any(path) as container:
+            container.document()  # the tree beside the tensors has digests of its own
+            return _verify_container(container)
+    except FormatError as reason:
+        if type(reason) is not FormatError and not _is_damage(reason):
+            raise
+        return Verified(path, "CORRUPT", findings=(_finding(path, reason),))
+
+
+def _is_damage(reason: HoldfastError) -> bool:
+    from holdfast.errors import CorruptFile
+
+    return isinstance(reason, CorruptFile)
+
+
+def _verify_container(container: Container) -> Verified:
+    segments = container.segments()
+    damage = verify_ranges([_check(segment) for segment in segments])
+    findings = tuple(
+        Finding(
+            one.file,
+            one.name,
+            _described(one.offset, one.length, one.expected, one.found),
+            one.offset,
+            one.length,
+            one.expected,
+            one.found,
+        )
+        for one in damage
+    )
+    checked = sum(segment.length for segment in segments if _known(segment))
+    unchecked = sum(segment.length for segment in segments if not _known(segment))
+    step = container.manifest.step if isinstance(container, Checkpoint) else None
+    status: Status = "CORRUPT" if findings else "NOT VERIFIABLE" if unchecked else "OK"
+    return Verified(container.file, status, checked, unchecked, findings, step)
+
+
+def _known(segment: Segment) -> bool:
+    return segment.chunks is not None or segment.crc32 is not None
+
+
+def _check(segment: Segment) -> Check:
+    return Check(segment.source, segment.offset, segment.length, segment.chunks, segment.crc32, segment.name)
+
+
+def _described(offset: int, length: int, expected: str, found: str) -> str:
+    return f"bytes {offset:,} to {offset + length:,}: expected {expected}, found {found}: corrupt"
+
+
+def _finding(file: str, reason: HoldfastError) -> Finding:
+    return Finding(reason.file or file, reason.path or os.path.basename(file), str(reason), reason.offset)
+
+
+def _verify_checkpoint(folder: str, progress: Callable[[str], None] | None, step: int | None = None) -> Verified:
+    """Every file of a checkpoint: what can be read is checked, also when another file is damaged or gone."""
+    if progress:
+        progress(folder)
+    try:
+        manifest = read_manifest(folder)
+    except (FormatError, NotFound) as reason:
+        return Verified(folder, "CORRUPT", findings=(_finding(os.path.join(folder, MANIFEST), reason),), step=step)
+    findings: list[Finding] = []
+    if step is not None and manifest.step != step:
+        findings.append(Finding(folder, MANIFEST, f"says step {manifest.step}: the folder was renamed or copied"))
+    entries = _verify_small(folder, manifest, findings)
+    sources: dict[str, FileSource] = {}
+    try:
+        for name, record in manifest.files.items():
+            if name not in (ENTRIES, STATE):
+                _verify_head(folder, name, record, sources, findings)
+        stored = [entry for entry in entries if entry.alias_of is None and entry.file in sources]
+        findings += _verify_tensors(stored, sources)
+    finally:
+        for source in sources.values():
+            source.close()
+    checked = sum(entry.length for entry in stored) + sum(_covered(record) for record in manifest.files.values())
+    return Verified(folder, "CORRUPT" if findings else "OK", checked, 0, tuple(findings), manifest.step)
+
+
+def _verify_small(folder: str, manifest: Manifest, findings: list[Finding]) -> Sequence[Entry]:
+    """Checks entries.json and state.json; returns the entries, none when they can't be trusted."""
+    entries: Sequence[Entry] = ()
+    for name, limit in ((ENTRIES, ENTRIES_LIMIT), (STATE, STATE_LIMIT)):
+        path = os.path.join(folder, name)
+        record = manifest.files.get(name)
+        if record is None:
+            findings.append(Finding(path, name, "is not listed in the manifest"))
+            continue
+        try:
+            data = read_small(folder, name, limit)
+            check_digest(data, record.digest, file=path)
+            if name == ENTRIES:
+                entries = decode_entries(data, manifest.files, path)
+            else:
+                decode_state(data, lambda index: index, len(entries), path)
+        except (FormatError, NotFound) as reason:
+            findings.append(_finding(path, reason))
+    return entries
+
+
+def _verify_head(
+    folder: str, name: str, record: FileRecord, sources: dict[str, FileSource], findings: list[Finding]
+) -> None:
+    """Opens a container and checks its size and the digest of its header."""
+    path = os.path.join(folder, name)
+    try:
+        source = sources[name] = open_source(inside(folder, name))
+        if source.size != record.size:
+            at = min(source.size, record.size)
+            problem = f"has {source.size:,} bytes, the manifest says {record.size:,}"
+            findings.append(Finding(path, name, problem, at, abs(record.size - source.size)))
+        head = _covered(record)
+        if head <= source.size:
+            check_digest(source.read(0, head), record.digest, file=path)
+    except (FormatError, NotFound) as reason:
+        findings.append(_finding(path, reason))
+
+
+def _covered(record: FileRecord) -> int:
+    return record.size if record.head is None else record.head
+
+
+def _verify_tensors(entries: Sequence[Entry], sources: dict[str, FileSource]) -> Iterable[Finding]:
+    checks = [
+        Check(sources[entry.file], entry.offset, entry.length, entry.chunks, None, dotted(entry.path))
+        for entry in entries
+    ]
+    for one in verify_ranges(checks):
+        problem = _described(one.offset, one.length, one.expected, one.found)
+        yield Finding(one.file, one.name, problem, one.offset, one.length, one.expected, one.found)
