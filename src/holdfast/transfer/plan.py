@@ -166,6 +166,11 @@ def _check_groups(name: str, part: OptimizerPart, sizes: list[int], file: str) -
         )
 
 
+def _same_parameter(old: str, new: str) -> bool:
+    """Whether two names are one parameter's: beside other models it is called ``G.fc.weight``, alone ``fc.weight``."""
+    return old == new or old.endswith(f".{new}") or new.endswith(f".{old}")
+
+
 def _check_names(name: str, part: OptimizerPart, record: Mapping[str, Any], groups: list[Tree], file: str) -> list[str]:
     """Refuses moments that would go to another parameter; returns a note when nobody knows the names."""
     stored = record.get("param_names") or [n for group in groups for n in child(group, "param_names") or []]
@@ -175,7 +180,7 @@ def _check_names(name: str, part: OptimizerPart, record: Mapping[str, Any], grou
             "matched by position: " + ("the file has no parameter names" if not stored else "give model= beside it")
         ]
     for index, (old, new) in enumerate(zip(stored, live, strict=False)):
-        if without_wrappers(str(old)) != without_wrappers(new):
+        if not _same_parameter(without_wrappers(str(old)), without_wrappers(new)):
             raise MismatchError(
                 f"`{file}`: `{name}`: parameter {index} is `{old}` in the file and `{new}` in the program; nothing was "
                 "changed. Build the optimizer over its parameters in the order of the file",
