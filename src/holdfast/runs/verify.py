@@ -8,14 +8,14 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import FormatError, HoldfastError, NotFound
+from holdfast.errors import CorruptFile, FormatError, HoldfastError, NotFound
 from holdfast.formats.base import Container, Segment
 from holdfast.runs.catalog import is_run, scan
 from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, decode_entries, decode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
 from holdfast.runs.manifest import FileRecord, Manifest, read_manifest, read_small
-from holdfast.runs.opening import open_any
+from holdfast.runs.opening import Openable, open_any
 from holdfast.runs.reference import parse, resolve
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
@@ -96,11 +96,11 @@ class VerifyReport(msgspec.Struct, frozen=True):
         return "\n".join(lines)
 
 
-def verify(f: str | os.PathLike[str] | Container, *, progress: Callable[[str], None] | None = None) -> VerifyReport:
+def verify(f: Openable | Container, *, progress: Callable[[str], None] | None = None) -> VerifyReport:
     """Reads every stored byte and compares it with its digest or CRC.
 
     Args:
-        f: a file, checkpoint, run (all its steps) or reference, or a container that is open.
+        f: a file, stream, checkpoint, run (all its steps) or reference, or a container that is open.
         progress: called with the name of each file or checkpoint before it is read.
 
     Returns:
@@ -111,84 +111,77 @@ def verify(f: str | os.PathLike[str] | Container, *, progress: Callable[[str], N
         UnknownFormat: it is no format known here.
         StorageError: reading failed.
     """
+    say = progress or (lambda _: None)
+    if isinstance(f, Checkpoint):
+        return VerifyReport(f.file, (_verify_checkpoint(f.file, say),))
     if isinstance(f, Container):
         return VerifyReport(f.file, (_verify_container(f),))
-    path = os.fspath(f)
-    reference = None if os.path.lexists(path) else parse(path)
+    if not isinstance(f, str | bytes | os.PathLike):
+        with open_any(f) as container:
+            return VerifyReport(container.file, (_verify_container(container),))
+    path = os.fsdecode(f)
+    reference = parse(path)
     folder = path if reference is None else resolve(reference)
-    if os.path.isdir(folder) and os.path.lexists(os.path.join(folder, MANIFEST)):
-        return VerifyReport(path, (_verify_checkpoint(folder, progress),))
-    if os.path.isdir(folder) and is_run(folder):
+    if os.path.lexists(os.path.join(folder, MANIFEST)):
+        return VerifyReport(path, (_verify_checkpoint(folder, say),))
+    if is_run(folder):
         listed = scan(folder).checkpoints
-        return VerifyReport(path, tuple(_verify_checkpoint(one.path, progress, one.step) for one in listed))
-    return VerifyReport(path, (_verify_file(path, progress),))
+        return VerifyReport(path, tuple(_verify_checkpoint(one.path, say, one.step) for one in listed))
+    return VerifyReport(path, (_verify_file(path, say),))
 
 
-def _verify_file(path: str, progress: Callable[[str], None] | None) -> Verified:
-    if progress:
-        progress(path)
+def _verify_file(path: str, say: Callable[[str], None]) -> Verified:
+    say(path)
     try:
         with open_any(path) as container:
-            container.document()  # the tree beside the tensors has digests of its own
             return _verify_container(container)
-    except FormatError as reason:
-        if type(reason) is not FormatError and not _is_damage(reason):
-            raise
-        return Verified(path, "CORRUPT", findings=(_finding(path, reason),))
-
-
-def _is_damage(reason: HoldfastError) -> bool:
-    from holdfast.errors import CorruptFile
-
-    return isinstance(reason, CorruptFile)
+    except CorruptFile as reason:
+        return Verified(path, "CORRUPT", findings=(_from_error(path, reason),))
 
 
 def _verify_container(container: Container) -> Verified:
+    container.document()  # the tree beside the tensors has a digest or a CRC of its own
     segments = container.segments()
-    damage = verify_ranges([_check(segment) for segment in segments])
-    findings = tuple(
-        Finding(
-            one.file,
-            one.name,
-            _described(one.offset, one.length, one.expected, one.found),
-            one.offset,
-            one.length,
-            one.expected,
-            one.found,
-        )
-        for one in damage
+    findings = _damage(
+        Check(segment.source, segment.offset, segment.length, segment.chunks, segment.crc32, segment.name)
+        for segment in segments
     )
     checked = sum(segment.length for segment in segments if _known(segment))
     unchecked = sum(segment.length for segment in segments if not _known(segment))
-    step = container.manifest.step if isinstance(container, Checkpoint) else None
     status: Status = "CORRUPT" if findings else "NOT VERIFIABLE" if unchecked else "OK"
-    return Verified(container.file, status, checked, unchecked, findings, step)
+    return Verified(container.file, status, checked, unchecked, tuple(findings))
 
 
 def _known(segment: Segment) -> bool:
     return segment.chunks is not None or segment.crc32 is not None
 
 
-def _check(segment: Segment) -> Check:
-    return Check(segment.source, segment.offset, segment.length, segment.chunks, segment.crc32, segment.name)
+def _damage(checks: Iterable[Check]) -> list[Finding]:
+    return [
+        Finding(
+            one.file,
+            one.name,
+            f"bytes {one.offset:,} to {one.offset + one.length:,}: expected {one.expected}, found {one.found}: corrupt",
+            one.offset,
+            one.length,
+            one.expected,
+            one.found,
+        )
+        for one in verify_ranges(list(checks))
+    ]
 
 
-def _described(offset: int, length: int, expected: str, found: str) -> str:
-    return f"bytes {offset:,} to {offset + length:,}: expected {expected}, found {found}: corrupt"
-
-
-def _finding(file: str, reason: HoldfastError) -> Finding:
+def _from_error(file: str, reason: HoldfastError) -> Finding:
     return Finding(reason.file or file, reason.path or os.path.basename(file), str(reason), reason.offset)
 
 
-def _verify_checkpoint(folder: str, progress: Callable[[str], None] | None, step: int | None = None) -> Verified:
+def _verify_checkpoint(folder: str, say: Callable[[str], None], step: int | None = None) -> Verified:
     """Every file of a checkpoint: what can be read is checked, also when another file is damaged or gone."""
-    if progress:
-        progress(folder)
+    say(folder)
     try:
         manifest = read_manifest(folder)
     except (FormatError, NotFound) as reason:
-        return Verified(folder, "CORRUPT", findings=(_finding(os.path.join(folder, MANIFEST), reason),), step=step)
+        return Verified(folder, "CORRUPT", findings=(_from_error(os.path.join(folder, MANIFEST), reason),), step=step)
     findings: list[Finding] = []
     if step is not None and manifest.step != step:
         findings.append(Finding(folder, MANIFEST, f"says step {manifest.step}: the folder was renamed or copied"))
@@ -199,7 +192,10 @@ def _verify_checkpoint(folder: str, progress: Callable[[str], None] | None, step
             if name not in (ENTRIES, STATE):
                 _verify_head(folder, name, record, sources, findings)
         stored = [entry for entry in entries if entry.alias_of is None and entry.file in sources]
-        findings += _verify_tensors(stored, sources)
+        findings += _damage(
+            Check(sources[entry.file], entry.offset, entry.length, entry.chunks, None, dotted(entry.path))
+            for entry in stored
+        )
     finally:
         for source in sources.values():
             source.close()
@@ -209,7 +205,7 @@ def _verify_checkpoint(folder: str, progress: Callable[[str], None] | None, step
 
 def _verify_small(folder: str, manifest: Manifest, findings: list[Finding]) -> Sequence[Entry]:
     """Checks entries.json and state.json; returns the entries, none when they can't be trusted."""
-    entries: Sequence[Entry] = ()
+    entries: Sequence[Entry] | None = None
     for name, limit in ((ENTRIES, ENTRIES_LIMIT), (STATE, STATE_LIMIT)):
         path = os.path.join(folder, name)
         record = manifest.files.get(name)
@@ -221,11 +217,11 @@ def _verify_small(folder: str, manifest: Manifest, findings: list[Finding]) -> S
             check_digest(data, record.digest, file=path)
             if name == ENTRIES:
                 entries = decode_entries(data, manifest.files, path)
-            else:
+            elif entries is not None:
                 decode_state(data, lambda index: index, len(entries), path)
         except (FormatError, NotFound) as reason:
-            findings.append(_finding(path, reason))
-    return entries
+            findings.append(_from_error(path, reason))
+    return entries or ()
 
 
 def _verify_head(
@@ -243,18 +239,8 @@ def _verify_head(
         if head <= source.size:
             check_digest(source.read(0, head), record.digest, file=path)
     except (FormatError, NotFound) as reason:
-        findings.append(_finding(path, reason))
+        findings.append(_from_error(path, reason))
 
 
 def _covered(record: FileRecord) -> int:
     return record.size if record.head is None else record.head
-
-
-def _verify_tensors(entries: Sequence[Entry], sources: dict[str, FileSource]) -> Iterable[Finding]:
-    checks = [
-        Check(sources[entry.file], entry.offset, entry.length, entry.chunks, None, dotted(entry.path))
-        for entry in entries
-    ]
-    for one in verify_ranges(checks):
-        problem = _described(one.offset, one.length, one.expected, one.found)
-        yield Finding(one.file, one.name, problem, one.offset, one.length, one.expected, one.found)
