@@ -39,10 +39,10 @@ _TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "tensor
 
 
 def _ordered_dict(parts: Parts) -> Tree | None:
-    pairs = list(parts.pairs)
+    pairs: list[list[Tree]] | None = list(parts.pairs)
     if len(parts.args) == 1:  # Python 2 gives a list of pairs
         first = pairs_of(parts.args[0])
-        pairs = None if first is None else first + pairs
+        pairs = None if first is None else first + parts.pairs
     if len(parts.args) > 1 or parts.items or pairs is None:
         return None
     if not parts.built or parts.state == {}:
@@ -52,7 +52,7 @@ def _ordered_dict(parts: Parts) -> Tree | None:
     metadata = pairs_of(parts.state["_metadata"])
     if metadata is None:
         return None
-    items = {key: value for key, value in pairs} if all(type(key) is str for key, _ in pairs) else pairs
+    items: Tree = dict(pairs) if all(type(key) is str for key, _ in pairs) else pairs
     return Typed("state_dict", {"items": items, "metadata": metadata})
 
 
@@ -71,7 +71,8 @@ def _defaultdict(parts: Parts) -> Tree | None:
 
 
 def _deque(parts: Parts) -> Tree | None:
-    items, maxlen = [], None
+    items: list[Tree] | None = []
+    maxlen = None
     if parts.args:
         items = items_of(parts.args[0])
         maxlen = parts.args[1] if len(parts.args) == 2 else None
@@ -255,7 +256,7 @@ def _parameter(parts: Parts) -> Tree | None:
 
 
 def _sparse(parts: Parts) -> Tree | None:
-    """``_rebuild_sparse_tensor(layout, (indices, values, size, coalesced))`` or ``(compressed, plain, values, size)``."""
+    """``_rebuild_sparse_tensor(layout, parts)``: (indices, values, size, coalesced), or two index lists, values, size."""
     if not parts.only_args or len(parts.args) != 2:
         return None
     layout, data = parts.args[0], items_of(parts.args[1])

@@ -27,12 +27,12 @@ def _numpy_dtype(parts: Parts) -> Tree | None:
 
 
 def _unit(state: list[Tree]) -> str | None:
-    """The unit of a datetime64, ``[ns]``: the last part of its state is ``({}, ("ns", 1, 1, 1))``."""
+    """The unit of a datetime64, ``[ns]``: the last part of its state is ``({}, (b"ns", 1, 1, 1))``."""
     last = items_of(state[-1]) if len(state) == 9 else None
     parts = items_of(last[1]) if last and len(last) == 2 else None
-    if not parts or (type(parts[0]) is not bytes and type(parts[0]) is not str) or type(parts[1]) is not int:
+    if not parts or len(parts) != 4 or type(parts[0]) not in (bytes, str) or type(parts[1]) is not int:
         return None
-    name = parts[0] if type(parts[0]) is str else parts[0].decode("latin-1")
+    name = str(parts[0], "latin-1") if type(parts[0]) is bytes else str(parts[0])
     return f"[{parts[1] if parts[1] != 1 else ''}{name}]" if name.isalpha() and name != "generic" else None
 
 

@@ -148,7 +148,7 @@ class Builder:
             return self._call(node)
         if cls is Set:
             return self._typed("frozenset" if node.frozen else "set", node.items)
-        return self._one_step(node, cls)
+        return self._constant(self._partless(node, cls))
 
     def _one(self, node: Node) -> _Building:
         return (yield node)
@@ -176,8 +176,12 @@ class Builder:
             return items
         return Typed("dict", (yield from self._pairs(flat)))
 
-    def _one_step(self, node: Node, cls: type) -> _Building:
-        """Nodes without parts."""
+    def _constant(self, value: Tree) -> _Building:
+        yield from ()
+        return value
+
+    def _partless(self, node: Node, cls: type) -> Tree:
+        """The value of a node that has no others in it."""
         if cls is Global:
             kind = TORCH_NAMES.get(node.path)
             return Opaque(node.path, None) if kind is None else Typed(kind, node.name)
@@ -189,8 +193,7 @@ class Builder:
             return Typed("torch.storage", {"dtype": known.dtype, "data": data})
         if cls is bytearray:
             return Typed("bytearray", bytes(node))
-        raise self._lie(f"a {cls.__name__} stands where a value should")
-        yield  # makes this a generator, as its neighbours are
+        raise self._lie(f"a {cls.__name__} where a value should stand")
 
     # -- calls
 

@@ -29,7 +29,7 @@ from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, shown
 
 NAME = "torch-zip"
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 PICKLE_LIMIT = 256 << 20
 """Bytes of the largest ``data.pkl`` that is read."""
@@ -72,7 +72,7 @@ def sniff(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
-def open(source: ByteSource, file: str) -> Container:
+def open(source: ByteSource, file: str) -> TorchZip:  # noqa: A001 - a Format's verb
     """Opens a torch zip; headers and small records are read and checked.
 
     Raises:
@@ -143,8 +143,8 @@ class TorchZip(Container):
 
     def _leaf(self, reference: Any) -> StoredTensor:
         """A tensor out of our record."""
-        index, dtype, shape, *rest = reference
-        stride, offset, requires_grad, live = (*rest, *_DEFAULTS[len(rest) :])
+        full = [*reference, *_DEFAULTS[max(len(reference) - 3, 0) :]]
+        index, dtype, shape, stride, offset, requires_grad, live = full
         if type(index) is not int or not 0 <= index < len(self._own.segments if self._own else ()):
             raise ValueError(f"no storage {index!r:.100}")
         spec = TensorSpec(dtype, tuple(shape), None if stride is None else tuple(stride))
