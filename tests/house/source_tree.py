@@ -85,7 +85,7 @@ def _absolute(module: Module, node: ast.ImportFrom) -> str:
 def room_of(name: str) -> str | None:
     """The room of an imported name; None when it is not ours; ``__init__`` for a public name of the package."""
     first, _, rest = name.partition(".")
-    if first != "holdfast":
+    if first != "holdfast" or rest == "__version__":  # the number is there before any room is
         return None
     room = rest.split(".")[0]
     is_room = room in layers.DIRECT or (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-import holdfast
+from holdfast import __version__
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
     """Versions, host, process and, in a git work tree, the commit."""
     found = {
-        "holdfast": holdfast.__version__,
+        "holdfast": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "host": platform.node(),

@@ -1,0 +1,77 @@
+"""docs/format.md against what is really written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import holdfast
+from tests.docs.pages import ROOT
+
+PAGE = (ROOT / "docs/format.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    return re.split(r"^#", PAGE.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def fields(title: str) -> set[str]:
+    """The names in the first column of a section's table."""
+    cells = re.findall(r"^\| (`[^|]*)\|", section(title), re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint that has tied weights, a channels_last tensor and an optimizer."""
+    folder = tmp_path_factory.mktemp("format") / "a"
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3, bias=False), "b": torch.nn.Linear(3, 3, bias=False)})
+    net["b"].weight = net["a"].weight
+    conv = torch.nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters())
+    with holdfast.Run(folder, model=net, conv=conv, optimizer=optimizer, save="1ep", best="loss:min") as run:
+        for epoch in run.epochs(1):
+            for _ in run.batches([1, 2, 3]):
+                net["a"](torch.ones(3)).sum().backward()
+                optimizer.step()
+            run.end(epoch, loss=0.5)
+    return folder
+
+
+def test_the_tree_of_files_is_the_real_one(root: Path) -> None:
+    named = set(re.findall(r"([\w.-]+\.(?:json|safetensors))", section("A run").split("```")[1]))
+    real = {path.name for path in root.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")}
+    assert named - {"reason.json"} <= real
+    assert (root / "step-00000003").is_dir()
+
+
+def test_the_manifest_has_these_fields(root: Path) -> None:
+    manifest = json.loads((root / "step-00000003" / "manifest.json").read_text())
+    assert set(manifest) == fields("manifest.json") - {"size", "head"}
+    assert list(manifest)[-1] == "digest"
+
+
+def test_the_entries_have_these_fields(root: Path) -> None:
+    content = json.loads((root / "step-00000003" / "entries.json").read_text())
+    assert set(content) == {"version", "algorithm", "chunk_size", "entries"}
+    assert {name for entry in content["entries"] for name in entry} == fields("entries.json")
+
+
+def test_the_records_of_single_files_have_these_fields(root: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    holdfast.save(net, root / "net.pt")
+    holdfast.save(net, root / "net.safetensors")
+    text = (root / "net.pt").read_bytes()
+    start = text.index(b'{"version":0,"pickle"')
+    record, _ = json.JSONDecoder().raw_decode(text[start:].decode("latin-1"))
+    assert set(record) == fields("Torch zip")
+    header = (root / "net.safetensors").read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    own = json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["holdfast"])
+    assert set(own) == {"holdfast", "digest", "chunks", "tree", "objects"}
+    assert all(f"`{name}`" in section("Safetensors") for name in own)
