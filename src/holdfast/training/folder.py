@@ -21,8 +21,7 @@ from holdfast.runs.manifest import Manifest
 from holdfast.runs.moves import prune, quarantine
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
-from holdfast.storage.atomic import StagedFolder
-from holdfast.storage.folders import make_folders, sweep
+from holdfast.storage.atomic import StagedFolder, make_folders, sweep
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
@@ -70,7 +69,6 @@ class RunFolder:
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
         make_folders(root)
         self._lock = RunLock(root)
-        self._lock.acquire()
         try:
             sweep(root, folders=True)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
