@@ -1,6 +1,6 @@
 """Trains digits.py twice, once undisturbed and once killed in the middle of an epoch, and compares bit by bit.
 
-    python examples/demo.py [--epochs 8] [--seed N]
+    python examples/demo.py [--epochs 6] [--seed N]
 
 Everything happens in real processes: the second training is ended with SIGKILL at a random batch and started again
 with the same command. Exits 1 when anything differs.
@@ -147,7 +147,7 @@ def read_some(run_dir: Path) -> None:
 def main() -> None:
     """Trains twice, kills once, compares, and shows the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=None, help="of the batch at which the kill falls")
     args = parser.parse_args()
     if args.epochs < 3:

@@ -26,6 +26,19 @@ def fields(title: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
+class Temperature:
+    """An object of the user's own, with a tensor that is trained."""
+
+    def __init__(self) -> None:
+        self.value = torch.ones(1, requires_grad=True)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.value = state["value"]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one checkpoint that has tied weights, a channels_last tensor and an optimizer."""
@@ -34,7 +47,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net["b"].weight = net["a"].weight
     conv = torch.nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
-    with holdfast.Run(folder, model=net, conv=conv, optimizer=optimizer, save="1ep", best="loss:min") as run:
+    objects = {"model": net, "conv": conv, "optimizer": optimizer, "temperature": Temperature()}
+    with holdfast.Run(folder, **objects, save="1ep", best="loss:min") as run:
         for epoch in run.epochs(1):
             for _ in run.batches([1, 2, 3]):
                 net["a"](torch.ones(3)).sum().backward()
