@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -318,14 +318,13 @@ def test_many_threads_save_the_same_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["shared"]
 
 
-def test_descriptors_are_closed(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_descriptors_are_closed(tmp_path: Path, open_files: Callable[[], int]) -> None:
     write_bytes(tmp_path / "a", b"x")
     with pytest.raises(StorageError):
         write_bytes(tmp_path / "a", b"x", syscalls=NoCleaning())
     with pytest.raises(ValueError, match="mine"), StagedFolder(tmp_path, "s") as folder, folder.file("f"):
         raise ValueError("mine")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == 0
 
 
 def test_a_failed_last_fsync_says_what_is_in_place(tmp_path: Path) -> None:

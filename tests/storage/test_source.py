@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,18 +124,19 @@ def test_a_descriptor_is_borrowed(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_descriptors_are_given_back(tmp_path: Path) -> None:
+def test_descriptors_are_given_back(tmp_path: Path, open_files: Callable[[], int]) -> None:
     (tmp_path / "data").write_bytes(DATA)
-    before = len(os.listdir("/proc/self/fd"))
     sources = [open_source(tmp_path / "data") for _ in range(10)]
+    assert open_files() == 10
     sources[0].close()
+    assert open_files() == 9
     with pytest.raises(ArgumentError, match="read after it was closed"):
         sources[0].read(0, 1)
     del sources
     for _ in range(10):
         with pytest.raises(StorageError):
             open_source(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == 0
 
 
 def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
