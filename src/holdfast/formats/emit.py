@@ -52,7 +52,10 @@ class _Emitter:
         self._out: list[bytes] = [b"\x80\x02"]
         self._memo: dict[bytes, bytes] = {}
         self._segments: list[Segment] = []
-        self._storages: dict[int, tuple[str, str, int, bytes]] = {}
+        self._storages: dict[int, tuple[str, bytes, bytes]] = {}
+        self._around: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self._geometries: dict[tuple[tuple[int, ...], tuple[int, ...] | None], bytes] = {}
+        self._names: dict[tuple[str, str], bytes] = {}
         self._untyped = _untyped_segments(tree)
         self._path: list[Any] = []
 
@@ -116,9 +119,15 @@ class _Emitter:
         return code + (b"q%c" if short else b"r%b") % (index if short else struct.pack("<I", index))
 
     def _name(self, module: str, name: str) -> bytes:
+        known = self._names.get((module, name))
+        if known is not None:
+            return known
         if not name.isidentifier() or not name.isascii():
             raise self._unsupported(f"{name!r:.100} is no name in {module}")
-        return self._shared(f"c{module}\n{name}\n".encode())
+        code = f"c{module}\n{name}\n".encode()
+        first = self._shared(code)
+        self._names[module, name] = self._shared(code)
+        return first
 
     def _integer(self, value: int) -> bytes:
         try:
@@ -216,35 +225,40 @@ class _Emitter:
     # -- tensors
 
     def _storage(self, segment: Segment, dtype: str) -> bytes:
-        """The persistent id of a storage; the first use of a segment gives it its key."""
+        """The persistent id of a storage, without its mark; the first use of a segment gives it its key."""
         known = self._storages.get(id(segment))
         if known is None:
-            known = (*self._storage_class(segment, dtype), text(str(len(self._segments))))
+            untyped = id(segment) in self._untyped
+            numel = segment.length if untyped else segment.length // DTYPES[dtype].itemsize
+            name = "UntypedStorage" if untyped else str(DTYPES[dtype].storage)
+            known = (name, text(str(len(self._segments))), integer(numel))
             self._storages[id(segment)] = known
             self._segments.append(segment)
-        module, name, numel, key = known
-        return b"((%b%b%b%b%btQ" % (  # the first mark is that of the tensor's arguments
-            self._shared(text("storage")),
-            self._name(module, name),
-            key,
-            self._shared(text(segment.location)),
-            integer(numel),
-        )
-
-    def _storage_class(self, segment: Segment, dtype: str) -> tuple[str, str, int]:
-        if id(segment) in self._untyped:
-            return "torch.storage", "UntypedStorage", segment.length
-        row = DTYPES[dtype]
-        return "torch", str(row.storage), segment.length // row.itemsize
+        name, key, numel_code = known
+        around = self._around.get((name, segment.location))
+        if around is None:
+            module = "torch.storage" if name == "UntypedStorage" else "torch"
+            pieces = [text("storage"), f"c{module}\n{name}\n".encode(), text(segment.location)]
+            first, cls, location = [self._shared(piece) for piece in pieces]
+            # from now on all three are in the memo
+            first_again, cls_again, location_again = [self._shared(piece) for piece in pieces]
+            self._around[name, segment.location] = first_again + cls_again, location_again
+            return b"(%b%b%b%b%btQ" % (first, cls, key, location, numel_code)
+        return b"(%b%b%b%btQ" % (around[0], key, around[1], numel_code)
 
     def _place(self, leaf: StoredTensor) -> bytes:
         """Storage, offset, sizes and strides: what the arguments of every rebuild form begin with."""
         spec = leaf.spec
+        geometry = self._geometries.get((spec.shape, spec.stride))
+        if geometry is None:
+            stride = contiguous_stride(spec.shape) if spec.stride is None else spec.stride
+            geometry = self._geometries[spec.shape, spec.stride] = integers(spec.shape) + integers(stride)
+        storage = self._storage(leaf.segment, spec.dtype)
+        if not leaf.offset:
+            return b"(%bK\0%b" % (storage, geometry)
         if leaf.offset % spec.itemsize:
             raise self._unsupported(f"starts {leaf.offset} bytes into its storage, in the middle of a {spec.dtype}")
-        stride = contiguous_stride(spec.shape) if spec.stride is None else spec.stride
-        storage = self._storage(leaf.segment, spec.dtype)
-        return b"".join((storage, integer(leaf.offset // spec.itemsize), integers(spec.shape), integers(stride)))
+        return b"(%b%b%b" % (storage, integer(leaf.offset // spec.itemsize), geometry)
 
     def _tensor(self, leaf: StoredTensor, flags: bytes = b"") -> bytes:
         """``_rebuild_tensor_v2``, or v3 where the storage has no dtype; ``flags`` is a dict of lazy bits."""
@@ -313,7 +327,7 @@ class _Emitter:
         self._out.append(integers(payload["shape"]) + integers(payload["stride"]) + grad + b"tR")
 
     def _bare_storage(self, payload: dict[str, Any]) -> Iterator[_Step]:
-        self._out.append(self._storage(payload["data"].segment, payload["data"].spec.dtype)[1:])
+        self._out.append(self._storage(payload["data"].segment, payload["data"].spec.dtype))
         yield from ()
 
 

@@ -256,7 +256,7 @@ def _parameter(parts: Parts) -> Tree | None:
 
 
 def _sparse(parts: Parts) -> Tree | None:
-    """``_rebuild_sparse_tensor(layout, parts)``: (indices, values, size, coalesced), or two index lists, values, size."""
+    """``_rebuild_sparse_tensor(layout, (indices, values, size, coalesced))``, or two index lists, values and size."""
     if not parts.only_args or len(parts.args) != 2:
         return None
     layout, data = parts.args[0], items_of(parts.args[1])

@@ -19,12 +19,12 @@ from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.emit import emit
 from holdfast.formats.rebuild import build_tree
 from holdfast.formats.tensors import stored_tensor
-from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, plan
+from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_size, plan
 from holdfast.spec import CHUNK, TensorSpec
 from holdfast.state.encoding import from_json, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFile
-from holdfast.storage.digest import crc32, digest_bytes
+from holdfast.storage.digest import chunk_digests, crc32, digest_bytes
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, shown
 
@@ -36,6 +36,11 @@ PICKLE_LIMIT = 256 << 20
 _RECORD_LIMIT = 1 << 30
 _RECORD = ".data/holdfast"
 _VERSION = 0
+_HEX = 32
+"""Characters of one digest."""
+_SMALL = 64 << 10
+"""Storages up to this size are written together with the headers around them."""
+_BLOCK = 8 << 20
 _OPEN_DIGEST = b'"digest":""}'
 _DEFAULTS = (None, 0, False, None)
 """What a reference to a tensor leaves out at its end: stride, offset, requires_grad, live stride."""
@@ -47,7 +52,9 @@ class _Own(msgspec.Struct):
     Attributes:
         version: of this record's form.
         pickle: digest of ``data.pkl``.
-        segments: for each ``data/N``: bytes, the device it was on, a digest for each 8 MiB.
+        lengths: bytes of each ``data/N``.
+        digests: for each ``data/N`` the digests of its chunks of 8 MiB, in hex, one after the other.
+        locations: the devices that tensors were on, other than the CPU, with the numbers of their storages.
         tree: as ``state.encoding`` writes it; a tensor is ``[segment, dtype, shape, stride, offset, requires_grad,
             live stride]``, without what is default at the end.
         objects: see Document.
@@ -57,7 +64,9 @@ class _Own(msgspec.Struct):
 
     version: int
     pickle: str
-    segments: list[tuple[int, str, list[str]]]
+    lengths: list[int]
+    digests: list[str]
+    locations: dict[str, list[int]]
     tree: Any
     objects: dict[str, dict[str, Any]]
     metadata: dict[str, str]
@@ -96,6 +105,8 @@ class TorchZip(Container):
         self._swapped = _byte_order(archive)
         self._pickle = archive.read("data.pkl", limit=PICKLE_LIMIT)
         self._own = _read_own(archive, self._pickle) if _RECORD in archive.records else None
+        places = self._own.locations if self._own else {}
+        self._locations = {number: device for device, numbers in places.items() for number in numbers}
         self._segments: dict[str, Segment] = {}
         self._read = {"data.pkl", "version", "byteorder", _RECORD}
 
@@ -136,8 +147,9 @@ class TorchZip(Container):
             source, start = self._archive.place(name)
             segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=self._swapped)
             if self._own is not None and name.startswith("data/"):
-                _, segment.location, chunks = self._own.segments[int(name[5:])]
-                segment.chunks = tuple(chunks)
+                number = int(name[5:])
+                segment.location = self._locations.get(number, "cpu")
+                segment.chunks = _split(self._own.digests[number])
             self._segments[name] = segment
         return segment
 
@@ -145,7 +157,7 @@ class TorchZip(Container):
         """A tensor out of our record."""
         full = [*reference, *_DEFAULTS[max(len(reference) - 3, 0) :]]
         index, dtype, shape, stride, offset, requires_grad, live = full
-        if type(index) is not int or not 0 <= index < len(self._own.segments if self._own else ()):
+        if type(index) is not int or not 0 <= index < len(self._own.lengths if self._own else ()):
             raise ValueError(f"no storage {index!r:.100}")
         spec = TensorSpec(dtype, tuple(shape), None if stride is None else tuple(stride))
         segment = self._segment(f"data/{index}")
@@ -207,15 +219,23 @@ def _read_own(archive: Archive, pickle: bytes) -> _Own:
             "another program has changed one of them",
             file=file,
         )
-    for index, (length, _, chunks) in enumerate(own.segments):
+    if len(own.digests) != len(own.lengths) or any(f"data/{len(own.lengths)}" == name for name in archive.records):
+        raise CorruptFile(f"`{shown(file)}`: {_RECORD} and the archive differ in their number of storages", file=file)
+    for index, (length, digests) in enumerate(zip(own.lengths, own.digests, strict=True)):
         record = archive.records.get(f"data/{index}")
-        if record is None or record.size != length or len(chunks) != -(-length // CHUNK):
+        if record is None or record.size != length or len(digests) != _HEX * -(-length // CHUNK):
             raise CorruptFile(
-                f"`{shown(file)}`: {_RECORD} says that data/{index} has {length:,} bytes in {len(chunks)} chunks, "
-                f"the archive has {'no such record' if record is None else f'{record.size:,} bytes'}: corrupt",
+                f"`{shown(file)}`: {_RECORD} says that data/{index} has {length:,} bytes in {len(digests) // _HEX} "
+                f"chunks, the archive has {'no such record' if record is None else f'{record.size:,} bytes'}: corrupt",
                 file=file,
             )
     return own
+
+
+def _split(digests: str) -> tuple[str, ...]:
+    if len(digests) == _HEX:
+        return (digests,)
+    return tuple(digests[at : at + _HEX] for at in range(0, len(digests), _HEX))
 
 
 def _seal(digest: str) -> bytes:
@@ -248,21 +268,13 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
         "byteorder": _written_order(segments),
         **{f"data/{index}": segment for index, segment in enumerate(segments)},
         "version": b"3\n",
-        _RECORD: _sealed(own),
+        _RECORD: _sealed(own),  # with the length that it will have
         ".data/serialization_id": b"0" * 40,
     }
     lengths = [(name, len(data) if isinstance(data, bytes) else data.length) for name, data in contents.items()]
-    planned = dict(zip(contents, plan(lengths, top), strict=True))
-    last = planned[".data/serialization_id"]
-    staged.allocate(last.end + len(directory(list(planned.values()))))
-    _write_storages(staged, segments, planned, own)
-    contents[_RECORD] = _sealed(own)
-    for name, data in contents.items():
-        if isinstance(data, bytes):
-            planned[name].crc = crc32(data)
-    contents[".data/serialization_id"] = identity = _serialization_id(list(planned.values())[:-1])
-    last.crc = crc32(identity)
-    _write_frame(staged, list(planned.values()), list(contents.values()))
+    planned = plan(lengths, top)
+    staged.allocate(planned[-1].end + directory_size(planned))
+    _Writing(staged, own, dict(zip(contents, planned, strict=True))).run(contents)
     return {"notes": []}
 
 
@@ -271,25 +283,32 @@ def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -
     segments = list(emitted)
     numbers = {id(segment): index for index, segment in enumerate(segments)}
 
-    def refer(leaf: StoredTensor) -> list[Any]:
+    def refer(leaf: StoredTensor) -> Sequence[Any]:
         index = numbers.get(id(leaf.segment))
         if index is None:  # a part that the pickle leaves out, such as a tensor's own attributes
             index = numbers[id(leaf.segment)] = len(segments)
             segments.append(leaf.segment)
         spec = leaf.spec
+        if not leaf.offset and spec.stride is None and not leaf.requires_grad and leaf.live_stride is None:
+            return index, spec.dtype, spec.shape
         full = [index, spec.dtype, spec.shape, spec.stride, leaf.offset, leaf.requires_grad, leaf.live_stride]
         while len(full) > 3 and full[-1] == _DEFAULTS[len(full) - 4]:
             full.pop()
         return full
 
     tree = to_json(document.tree, refer)
-    rows = [(part.length, part.location, ["0" * 32] * -(-part.length // CHUNK)) for part in segments]
-    own = _Own(_VERSION, digest_bytes(pickle), rows, tree, document.objects, document.metadata)
-    return segments, own
+    locations: dict[str, list[int]] = {}
+    for index, segment in enumerate(segments):
+        if segment.location != "cpu":
+            locations.setdefault(segment.location, []).append(index)
+    lengths = [segment.length for segment in segments]
+    digests = ["0" * (_HEX * -(-length // CHUNK)) for length in lengths]
+    parts = (lengths, digests, locations, tree, document.objects, document.metadata)
+    return segments, _Own(_VERSION, digest_bytes(pickle), *parts)
 
 
 def _sealed(own: _Own) -> bytes:
-    """The bytes of our record, with its digest."""
+    """The bytes of our record, with its digest; digests are all of one length, so its length stays the same."""
     own.digest = ""
     own.digest = digest_bytes(msgspec.json.encode(own))
     return msgspec.json.encode(own)
@@ -302,17 +321,73 @@ def _written_order(segments: Sequence[Segment]) -> bytes:
     return b"big" if True in orders else b"little"
 
 
-def _write_storages(staged: StagedFile, segments: Sequence[Segment], planned: Mapping[str, Planned], own: _Own) -> None:
-    """Writes the tensors' bytes, in parallel; fills in checksums and digests."""
-    filled = [index for index, segment in enumerate(segments) if segment.length]
-    requests = []
-    for index in filled:
-        segment = segments[index]
-        requests.append(WriteRequest(planned[f"data/{index}"].start, segment.source, segment.offset, segment.length))
-    for index, written in zip(filled, staged.write(requests, crc=True), strict=True):
-        planned[f"data/{index}"].crc = written.crc32 or 0
-        length, location, _ = own.segments[index]
-        own.segments[index] = (length, location, list(written.chunks))
+class _Writing:
+    """Puts the bytes of an archive where they were planned.
+
+    Large storages are written first, in parallel. All else (headers, small storages, our record) is joined into blocks:
+    a file of fifty thousand small tensors takes a few dozen writes.
+    """
+
+    def __init__(self, staged: StagedFile, own: _Own, planned: Mapping[str, Planned]) -> None:
+        self._staged = staged
+        self._own = own
+        self._planned = planned
+        self._at = 0
+        self._block: list[bytes] = []
+        self._size = 0
+
+    def run(self, contents: Mapping[str, bytes | Segment]) -> None:
+        """Writes everything; digests and checksums are taken on the way."""
+        self._large(contents)
+        done: list[Planned] = []
+        for name, content in contents.items():
+            record = self._planned[name]
+            if isinstance(content, Segment) and content.length > _SMALL:
+                self._add(record.head())
+                self._flush(record.start + record.size)
+                self._add(record.tail())
+            else:
+                data = self._bytes(name, content, done)
+                record.crc = crc32(data)
+                self._add(record.head(), data, record.tail())
+            done.append(record)
+        self._add(directory(done))
+        self._flush(0)
+
+    def _large(self, contents: Mapping[str, bytes | Segment]) -> None:
+        parts = {name: part for name, part in contents.items() if isinstance(part, Segment) and part.length > _SMALL}
+        requests = [
+            WriteRequest(self._planned[name].start, part.source, part.offset, part.length)
+            for name, part in parts.items()
+        ]
+        for name, written in zip(parts, self._staged.write(requests, crc=True), strict=True):
+            self._planned[name].crc = written.crc32 or 0
+            self._keep(name, written.chunks)
+
+    def _bytes(self, name: str, content: bytes | Segment, before: Sequence[Planned]) -> bytes:
+        """The bytes of a record; two of them can only be known after those before."""
+        if isinstance(content, Segment):
+            data = content.source.read(content.offset, content.length)
+            self._keep(name, chunk_digests(data))
+            return data
+        if name == _RECORD:
+            return _sealed(self._own)
+        return _serialization_id(before) if name == ".data/serialization_id" else content
+
+    def _keep(self, name: str, chunks: Sequence[str]) -> None:
+        """Puts the digests of a storage into our record."""
+        self._own.digests[int(name.removeprefix("data/"))] = "".join(chunks)
+
+    def _add(self, *pieces: bytes) -> None:
+        self._block.extend(pieces)
+        self._size += sum(map(len, pieces))
+        if self._size > _BLOCK:
+            self._flush(self._at + self._size)
+
+    def _flush(self, next_at: int) -> None:
+        """Writes what has gathered; what comes next goes to ``next_at``."""
+        self._staged.write([WriteRequest(self._at, b"".join(self._block))], digest=False)
+        self._at, self._block, self._size = next_at, [], 0
 
 
 def _serialization_id(planned: Sequence[Planned]) -> bytes:
@@ -320,19 +395,3 @@ def _serialization_id(planned: Sequence[Planned]) -> bytes:
     names = xxhash.xxh64_intdigest(b"\0".join([record.name for record in planned]))
     sums = xxhash.xxh64_intdigest(b"".join([record.crc.to_bytes(4, "little") for record in planned]))
     return b"%020d%020d" % (names, sums)
-
-
-def _write_frame(staged: StagedFile, planned: Sequence[Planned], contents: Sequence[bytes | Segment]) -> None:
-    """Writes everything that stands between the storages."""
-    requests = []
-    at, frame = 0, []
-    for record, data in zip(planned, contents, strict=True):
-        frame.append(record.head())
-        if isinstance(data, bytes):
-            frame.append(data)
-        elif record.size:
-            requests.append(WriteRequest(at, b"".join(frame)))
-            at, frame = record.start + record.size, []
-        frame.append(record.tail())
-    requests.append(WriteRequest(at, b"".join([*frame, directory(planned)])))
-    staged.write(requests, digest=False)

@@ -61,8 +61,7 @@ class Planned(msgspec.Struct):
 
     def head(self) -> bytes:
         """The local header, padded so that the bytes begin at a multiple of the alignment."""
-        wide = self._wide(self.size, 0) if self.size >= BIG else b""
-        wide = _zip64(wide, self.header)
+        wide = self.wide(packed=0)
         padding = self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4
         local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), len(wide) + 4 + padding)
         return b"%b%b%bFB%b%b" % (local, self.name, wide, struct.pack("<H", padding), b"Z" * padding)
@@ -76,7 +75,7 @@ class Planned(msgspec.Struct):
     def entry(self) -> bytes:
         """Its entry in the central directory."""
         size = min(self.size, BIG)
-        wide = _zip64(self._wide(self.size, self.size) if self.size >= BIG else b"", self.header)
+        wide = self.wide()
         numbers = (0, 0, self._flags, 0, 0, 0, self.crc, size, size, len(self.name), len(wide), 0, 0, 0, 0)
         return CENTRAL.pack(CENTRAL_MARK, *numbers, min(self.header, BIG)) + self.name + wide
 
@@ -84,16 +83,14 @@ class Planned(msgspec.Struct):
     def _flags(self) -> int:
         return UTF8 | HAS_DESCRIPTOR if self.size else UTF8
 
-    @staticmethod
-    def _wide(*numbers: int) -> bytes:
-        return struct.pack(f"<{len(numbers)}Q", *numbers)
-
-
-def _zip64(numbers: bytes, header: int) -> bytes:
-    """The zip64 field of the numbers that four bytes can't hold; nothing when all fit."""
-    if header >= BIG:
-        numbers += struct.pack("<Q", header)
-    return struct.pack("<HH", 1, len(numbers)) + numbers if numbers else b""
+    def wide(self, packed: int | None = None) -> bytes:
+        """The zip64 field of the numbers that four bytes can't hold; nothing when all fit."""
+        if self.size < BIG and self.header < BIG:
+            return b""
+        numbers = struct.pack("<2Q", self.size, self.size if packed is None else packed) if self.size >= BIG else b""
+        if self.header >= BIG:
+            numbers += struct.pack("<Q", self.header)
+        return struct.pack("<HH", 1, len(numbers)) + numbers
 
 
 def plan(records: Sequence[tuple[str, int]], top: str) -> list[Planned]:
@@ -128,3 +125,10 @@ def directory(planned: Sequence[Planned]) -> bytes:
     short = min(count, BIG16)
     last = END.pack(END_MARK, 0, 0, short, short, min(len(entries), BIG), min(start, BIG), 0)
     return entries + end64 + locator + last
+
+
+def directory_size(planned: Sequence[Planned]) -> int:
+    """Bytes that :func:`directory` will have."""
+    entries = sum(CENTRAL.size + len(record.name) for record in planned)
+    wide = sum(len(record.wide()) for record in planned if record.size >= BIG or record.header >= BIG)
+    return entries + wide + END64.size + LOCATOR.size + END.size
