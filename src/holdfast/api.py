@@ -251,8 +251,8 @@ def verify(ref: str | os.PathLike[str]) -> VerifyReport:
     Example:
         >>> import holdfast, torch
         >>> saved = holdfast.save({"w": torch.ones(2)}, "w.pt")
-        >>> holdfast.verify("w.pt").ok
-        True
+        >>> holdfast.verify("w.pt").status
+        'OK'
     """
     return verify_bytes(ref)
 

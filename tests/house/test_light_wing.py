@@ -67,6 +67,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(net.state_dict(), folder / "plain.pth")
     with holdfast.Run(folder / "run", model=net, optimizer=optimizer, best="loss:min", keep="last:2") as run:
         for epoch in run.epochs(2):
+            for x in run.batches([torch.ones(4)] * 3):
+                net(x).sum().backward()
+                optimizer.step()
             run.end(epoch, loss=1.0 / (epoch + 1))
     return folder
 

@@ -73,7 +73,7 @@ class Run:
         ...     for epoch in run.epochs(2):
         ...         for batch in run.batches([torch.ones(2)] * 3):
         ...             loss = net(batch)
-        ...         committed = run.end(epoch, val_loss=float(loss))
+        ...         committed = run.end(epoch, val_loss=loss)
         >>> run.position
         Position(epoch=2, step=6, batch=0)
     """
@@ -390,6 +390,6 @@ def _check_names(objects: Mapping[str, Any]) -> None:
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"metric {name!r} is {type(value).__name__} {value!r:.60}; a number is wanted") from None
