@@ -9,10 +9,8 @@ from typing import IO, Any
 from holdfast.errors import ArgumentError, NotFound, StorageError, UnknownFormat
 from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
-from holdfast.runs.catalog import is_run
 from holdfast.runs.checkpoint import open_checkpoint
-from holdfast.runs.layout import MANIFEST
-from holdfast.runs.reference import FORMS, Reference, parse, resolve
+from holdfast.runs.reference import FORMS, locate
 from holdfast.state.paths import printable
 from holdfast.storage.source import StreamSource
 
@@ -42,12 +40,12 @@ def open_any(f: Openable) -> Container:
     if not isinstance(f, str | bytes | os.PathLike):
         return _open_stream(f)
     path = os.fsdecode(f)
+    folder = locate(path)
+    if folder is not None:
+        return open_checkpoint(folder)
     if os.path.isdir(path):
-        return _open_folder(path)
+        return _open_weights(path)
     if not os.path.lexists(path):
-        reference = parse(path)
-        if reference is not None:
-            return open_checkpoint(resolve(reference))
         raise _missing(path)
     return open_path(path)
 
@@ -59,14 +57,6 @@ def _open_stream(f: Any) -> Container:
         )
     source = StreamSource(f)
     return open_container(source, source.name)
-
-
-def _open_folder(path: str) -> Container:
-    if os.path.lexists(os.path.join(path, MANIFEST)):
-        return open_checkpoint(path)
-    if is_run(path):
-        return open_checkpoint(resolve(Reference(path, "last")))
-    return _open_weights(path)
 
 
 def _open_weights(path: str) -> Container:
@@ -88,6 +78,7 @@ def _seen(names: list[str]) -> str:
 
 
 def _missing(path: str) -> NotFound:
+    """The error for what is not there, with what is near."""
     folder, name = os.path.split(path)
     try:
         near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.6)

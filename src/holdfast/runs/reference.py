@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, NotFound
 from holdfast.runs.catalog import Catalog, Listed, best, choose_resume, is_run, scan
+from holdfast.runs.layout import MANIFEST
 from holdfast.runs.run_file import BestRule, parse_best, read_pins, read_run_file
 from holdfast.state.paths import printable
 
@@ -73,6 +74,23 @@ def resolve(reference: Reference) -> str:
         reasons = "; ".join(choose_resume(catalog).reasons)
         raise NotFound(f"`{printable(reference.folder)}`: {reasons}", file=reference.folder)
     return _find(reference, catalog).path
+
+
+def locate(path: str) -> str | None:
+    """The folder of the checkpoint that is meant by a checkpoint's folder, a run (its last one) or a reference.
+
+    Returns:
+        The folder; None when ``path`` is none of these: a file, another folder, or nothing.
+
+    Raises:
+        NotFound, ArgumentError: as :func:`parse` and :func:`resolve`.
+    """
+    if os.path.isdir(path):
+        if os.path.lexists(os.path.join(path, MANIFEST)):
+            return path
+        return resolve(Reference(path, "last")) if is_run(path) else None
+    reference = parse(path)
+    return None if reference is None else resolve(reference)
 
 
 def best_rule(root: str, text: str, catalog: Catalog) -> BestRule:

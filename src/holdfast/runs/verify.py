@@ -16,7 +16,7 @@ from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, decode_entries, de
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
 from holdfast.runs.manifest import FileRecord, Manifest, read_manifest, read_small
 from holdfast.runs.opening import Openable, open_any
-from holdfast.runs.reference import parse, resolve
+from holdfast.runs.reference import locate
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
@@ -120,14 +120,11 @@ def verify(f: Openable | Container, *, progress: Callable[[str], None] | None = 
         with open_any(f) as container:
             return VerifyReport(container.file, (_verify_container(container),))
     path = os.fsdecode(f)
-    reference = parse(path)
-    folder = path if reference is None else resolve(reference)
-    if os.path.lexists(os.path.join(folder, MANIFEST)):
-        return VerifyReport(path, (_verify_checkpoint(folder, say),))
-    if is_run(folder):
-        listed = scan(folder).checkpoints
+    if os.path.isdir(path) and not os.path.lexists(os.path.join(path, MANIFEST)) and is_run(path):
+        listed = scan(path).checkpoints
         return VerifyReport(path, tuple(_verify_checkpoint(one.path, say, one.step) for one in listed))
-    return VerifyReport(path, (_verify_file(path, say),))
+    folder = locate(path)
+    return VerifyReport(path, (_verify_file(path, say) if folder is None else _verify_checkpoint(folder, say),))
 
 
 def _verify_file(path: str, say: Callable[[str], None]) -> Verified:

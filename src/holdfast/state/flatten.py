@@ -43,6 +43,13 @@ def _below(path: Path, node: Any) -> Iterator[tuple[Path, Tree]]:
     return ((path if key is _SAME else (*path, key), item) for key, item, _ in _parts(node))
 
 
+def seen_parts(path: Path, node: Tree) -> list[tuple[Path, Tree]]:
+    """The direct parts of a node that a user would see, with their paths; none of a leaf or an atom."""
+    if type(node) is Typed:
+        return [(path if key is _SAME else (*path, key), item) for key, item, seen in _parts(node) if seen]
+    return list(_below(path, node)) if type(node) in (dict, list, Opaque) else []
+
+
 _WITH_ITEMS = frozenset({"state_dict", "defaultdict"})
 _SAME: Any = object()
 _TRANSPARENT = {"items", "data", "fields", "tensor"}
