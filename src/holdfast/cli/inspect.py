@@ -1,0 +1,165 @@
+"""``holdfast inspect``: what a file holds, without torch and without running anything of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from holdfast.cli.output import coloured, say, say_json, say_table, size_text
+from holdfast.formats.base import Container, Document, StoredTensor
+from holdfast.formats.tensors import needed_bytes
+from holdfast.runs.checkpoint import Checkpoint
+from holdfast.runs.opening import open_any
+from holdfast.spec import Path
+from holdfast.state.flatten import leaves, seen_parts
+from holdfast.state.paths import dotted, matches, printable
+from holdfast.state.tree_view import Leaf, tree_lines, value_lines
+from holdfast.state.values import Opaque, Tree
+
+_VALUES = 40
+_Tensors = list[tuple[Path, StoredTensor]]
+
+
+@click.command("inspect", epilog='Example: holdfast inspect model.pt --keys "layers.0.*"')
+@click.argument("f", metavar="F")
+@click.option("--keys", "glob", metavar="GLOB", help="Only what has a matching path; * also crosses dots.")
+@click.option("--state", "everything", is_flag=True, help="Every line: no block is collapsed, no value left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(f: str, glob: str | None, everything: bool, as_json: bool) -> None:
+    """Say what F is (a file, checkpoint, run or reference) and what it holds. Headers are read, tensors are not."""
+    with open_any(f) as container:
+        document = container.document()
+        tensors = [item for item in leaves(document.tree) if glob is None or matches(item[0], glob)]
+        values = [one for one in value_lines(document.tree) if glob is None or matches((one[0],), glob)]
+        if as_json:
+            say_json(_as_json(container, document, tensors, values))
+            return
+        _print_head(container, document, tensors)
+        _print_tensors(tensors, everything=everything)
+        _print_shared(tensors)
+        _print_values(values, everything=everything)
+
+
+def _as_json(
+    container: Container, document: Document, tensors: _Tensors, values: list[tuple[str, str]]
+) -> dict[str, Any]:
+    return {
+        "file": container.file,
+        "format": container.format,
+        "opaque": _opaque(document.tree),
+        "bytes": _stored(tensors),
+        "tensors": [
+            {
+                "path": list(path),
+                "name": dotted(path),
+                "dtype": tensor.spec.dtype,
+                "shape": list(tensor.spec.shape),
+                "stride": tensor.live_stride or tensor.spec.stride,
+                "bytes": needed_bytes(tensor.spec),
+                "location": tensor.segment.location,
+                "requires_grad": tensor.requires_grad,
+            }
+            for path, tensor in tensors
+        ],
+        "shared": [[dotted(path) for path in group] for group in _shared(tensors)],
+        "values": dict(values),
+        "objects": sorted(document.objects),
+        "metadata": document.metadata,
+    }
+
+
+def _print_head(container: Container, document: Document, tensors: _Tensors) -> None:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in _counted([tensor.spec.dtype for _, tensor in tensors]))
+    say(f"{printable(container.file)}: {container.format}, {len(tensors)} tensors, {size_text(_stored(tensors))}")
+    if dtypes:
+        say(f"  dtypes: {dtypes}")
+    if isinstance(container, Checkpoint):
+        manifest = container.manifest
+        epoch = "" if manifest.epoch is None else f", epoch {manifest.epoch}"
+        batch = "" if manifest.batch is None else f", batch {manifest.batch}"
+        say(f"  step {manifest.step}{epoch}{batch} of run {printable(manifest.run)}")
+    opaque = _opaque(document.tree)
+    if opaque:
+        names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
+        say(coloured(f"  holds objects of classes that only a pickle would rebuild: {names}", "yellow"))
+        say("  nothing of them was run; torch.load(weights_only=False) would run them")
+    else:
+        say("  safe: tensors and plain values; nothing in it asks to run code")
+    for name, text in document.metadata.items():
+        say(f"  {printable(name[:60])}: {printable(text[:200])}")
+
+
+def _counted(names: Sequence[str]) -> list[tuple[str, int]]:
+    return sorted(((name, names.count(name)) for name in set(names)), key=lambda item: (-item[1], item[0]))
+
+
+def _stored(tensors: _Tensors) -> int:
+    """Bytes that are stored for these tensors, what they share counted once."""
+    seen: dict[int, int] = {}
+    for _, tensor in tensors:
+        seen[id(tensor.segment)] = tensor.segment.length
+    return sum(seen.values())
+
+
+def _print_tensors(tensors: _Tensors, *, everything: bool) -> None:
+    if not tensors:
+        return
+    say()
+    listed = [
+        Leaf(printable(dotted(path)), f"{tuple(tensor.spec.shape)} {tensor.spec.dtype}", needed_bytes(tensor.spec))
+        for path, tensor in tensors
+    ]
+    if everything:
+        rows = [[leaf.path, leaf.text, "", size_text(leaf.nbytes)] for leaf in listed]
+    else:
+        rows = [
+            [
+                f"{'  ' * line.depth}{line.name}",
+                line.text,
+                f"x{line.count}" if line.count > 1 else "",
+                size_text(line.nbytes),
+            ]
+            for line in tree_lines(listed)
+        ]
+    say_table(["tensors", "", "", ""], rows, right=(2, 3))
+
+
+def _shared(tensors: _Tensors) -> list[list[Path]]:
+    """Paths that lie in one memory."""
+    groups: dict[int, list[Path]] = {}
+    for path, tensor in tensors:
+        groups.setdefault(id(tensor.segment), []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _print_shared(tensors: _Tensors) -> None:
+    groups = _shared(tensors)
+    if groups:
+        say()
+        say("shared memory")
+        for group in groups:
+            say(f"  {' = '.join(printable(dotted(path)) for path in group)}")
+
+
+def _print_values(values: list[tuple[str, str]], *, everything: bool) -> None:
+    if not values:
+        return
+    say()
+    shown = values if everything else values[:_VALUES]
+    say_table(["values", ""], [[printable(path), printable(text)] for path, text in shown])
+    if len(shown) < len(values):
+        say(f"... {len(values) - len(shown)} more: --state")
+
+
+def _opaque(tree: Tree) -> list[str]:
+    """Names of the classes in a tree that are not rebuilt from a file."""
+    found: set[str] = set()
+    stack: list[Tree] = [tree]
+    while stack:
+        node = stack.pop()
+        if type(node) is Opaque:
+            found.add(node.type_name)
+        stack.extend(item for _, item in seen_parts((), node))
+    return sorted(found)

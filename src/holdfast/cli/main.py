@@ -1,0 +1,86 @@
+"""The command ``holdfast``: finds the verb, runs it, turns errors into one line and an exit code.
+
+Exit codes: 0 ok, 1 differs or does not match, 2 corrupt or refused, 3 usage, 4 not found, 5 the machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from holdfast.errors import HoldfastError
+
+USAGE = 3
+INTERRUPTED = 130
+VERBS = {
+    "inspect": "what a file, checkpoint or run holds",
+    "ls": "the checkpoints of a run",
+    "path": "the folder that a reference names",
+    "show": "the manifest of a checkpoint",
+    "verify": "compare every byte with its digest",
+}
+"""The verbs in the order of the help; each lives in a file of its name, loaded when it is called."""
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported when they are needed, so that no verb pays for another."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"holdfast.cli.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"holdfast: {message}", err=True)
+    return code
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"holdfast {version('holdfast')}")
+        ctx.exit()
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: holdfast ls runs/a")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def verbs() -> None:
+    """Look at saved models and training runs, and check them. Nothing in a file is ever executed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a verb and exits with its code.
+
+    Args:
+        arguments: what stands after ``holdfast``; those of the process by default.
+    """
+    try:
+        code = verbs.main(arguments, "holdfast", standalone_mode=False)
+    except HoldfastError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "holdfast"
+        code = _fail(f"{error.format_message()} (see {verb} --help)", USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
