@@ -155,7 +155,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
         offset: first byte of the tensor in ``file``, counted from the start of the file.
         length: its bytes there.
         chunks: one digest (hex) for each chunk of 8 MiB, the last shorter.
-        alias_of: the path of the entry that stores the bytes, when this one shares them; ``offset`` then lies inside it.
+        alias_of: the path of the entry that stores the bytes, when this one shares them; ``offset`` then lies inside
+            it.
         live_stride: the stride that the tensor had in memory, when it is not that of ``spec``.
         requires_grad: as saved.
     """

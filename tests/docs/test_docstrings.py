@@ -24,7 +24,8 @@ def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
     tries = 0
-    for test in doctest.DocTestFinder(recurse=inspect.isclass(thing)).find(thing, name, module=module, globs={name: thing}):
+    finder = doctest.DocTestFinder(recurse=inspect.isclass(thing))
+    for test in finder.find(thing, name, module=module, globs={name: thing}):
         tries += len(test.examples)
         runner.run(test, out=report.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(report)

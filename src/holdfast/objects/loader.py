@@ -181,7 +181,7 @@ class _SkippingSampler:
         self._count, self._before = 0, None
         if before is not None:
             before()
-        iterator = iter(self._inner)
+        iterator: Iterator[Any] = iter(self._inner)
         for done in range(count):
             if next(iterator, self) is self:
                 raise _too_short(done, count)

@@ -13,10 +13,10 @@ from holdfast.objects.stateful import StatefulPart, class_name
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The user's own module inside wrappers, in any nesting."""
-    wrappers: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        if isinstance(module, wrappers):
-            module = module.module
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            wrapped: nn.Module = module.module
+            module = wrapped
         elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
             module = inner  # what torch.compile returns; naming its class would import the compiler
         else:

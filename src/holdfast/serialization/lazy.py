@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from holdfast.formats.base import StoredTensor
@@ -38,7 +36,7 @@ class LazyTensor:
         Raises:
             CorruptFile: its bytes differ from their digest.
         """
-        tensor: Any = read_tree(self._tree, self._file, placement=Placement(map_location))
+        tensor: torch.Tensor = read_tree(self._tree, self._file, placement=Placement(map_location))
         return tensor
 
     def __repr__(self) -> str:

@@ -169,7 +169,7 @@ def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str])
 def _bounds(item: _Pending) -> tuple[int, int]:
     """First byte and end of a tensor inside its storage."""
     itemsize = item.tensor.element_size()
-    start = item.tensor.storage_offset() * itemsize
+    start = int(item.tensor.storage_offset()) * itemsize
     return start, start + item.leaf.spec.extent * itemsize
 
 
@@ -184,7 +184,7 @@ def _clusters(members: list[_Pending], notes: list[str]) -> list[list[_Pending]]
             groups.append([])
         groups[-1].append(item)
         end = max(end, stop)
-    result = []
+    result: list[list[_Pending]] = []
     for group in groups:
         by_dtype: dict[str, list[_Pending]] = {}
         for item in sorted(group, key=lambda item: order[id(item)]):
@@ -215,9 +215,9 @@ def _assign_one(cluster: list[_Pending], row_major: bool) -> None:
         segment = _copied_segment(tensor)
         live_stride = spec.stride if dense else None
         spec = TensorSpec(spec.dtype, spec.shape)
-    if tensor.device.type != "cpu" and spec.stride is not None:
+    if tensor.device.type != "cpu" and (stride := spec.stride) is not None:
         # the bytes of a dense tensor elsewhere, in the order in which they lie
-        order = sorted(range(tensor.dim()), key=lambda axis: (-spec.stride[axis], axis))
+        order = sorted(range(tensor.dim()), key=lambda axis: (-stride[axis], axis))
         segment.source = TensorSource(tensor.permute(order))
     for item in cluster:
         item.leaf.spec, item.leaf.segment, item.leaf.live_stride = spec, segment, live_stride
@@ -231,7 +231,8 @@ def _assign_shared(cluster: list[_Pending]) -> None:
     if tensor.device.type == "cpu":
         segment = _memory_segment(tensor, low - start, high - low)
     else:
-        raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), low, (high - low,))
+        raw = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        raw.set_(tensor.untyped_storage(), low, (high - low,), (1,))
         segment = _copied_segment(raw)
         segment.location = _location(tensor)
     for item, (begin, _) in zip(cluster, bounds, strict=True):

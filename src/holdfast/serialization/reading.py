@@ -135,7 +135,7 @@ def _read_storages(segments: Sequence[Segment], leaves_: Sequence[StoredTensor])
     storages = [tensor.untyped_storage() for tensor in raw]
     for segment, storage, leaf in zip(segments, storages, leaves_, strict=True):
         if segment.swapped:
-            storage.byteswap(live_dtype(leaf.spec))
+            storage.byteswap(live_dtype(leaf.spec))  # type: ignore[no-untyped-call]  # torch has no types here
     return storages
 
 

@@ -1,6 +1,6 @@
 """An inert tree as JSON and back: the ``state.json`` of a checkpoint and the record in a single file.
 
-Dicts and lists are themselves. Everything else is an object with one key that begins with ``$``: ``{"$tuple": [1, 2]}``,
+Dicts and lists are themselves. All else is an object with one key that begins with ``$``: ``{"$tuple": [1, 2]}``,
 ``{"$float": "nan"}``, ``{"$tensor": "fc.weight"}``. A dict that has such a key itself, is written as
 ``{"$dict": [[key, value], ...]}``. The file is hostile until decoded: depth and types are checked here.
 """

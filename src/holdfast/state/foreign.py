@@ -57,7 +57,7 @@ def _lift_array(payload: Any) -> Any:
 
 
 def _plain_array(payload: Any) -> Any:
-    return payload["tensor"] if "tensor" in payload else payload
+    return payload.get("tensor", payload)
 
 
 def _named(type_name: str) -> Any:

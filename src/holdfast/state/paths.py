@@ -22,8 +22,10 @@ def matches(path: Path, glob: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """``text`` with control, format, surrogate and private characters escaped, so that a name from a file can
-    neither move the cursor nor reverse the line it stands in."""
+    """``text`` with control, format, surrogate and private characters escaped.
+
+    So a name from a file can neither move the cursor nor reverse the line it stands in.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(

@@ -280,12 +280,12 @@ def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -
     if set(attributes) != {"_metadata"}:
         names = ", ".join(sorted(set(attributes) - {"_metadata"}))
         raise UnsupportedValue(
-            f"`{dotted(path)}`: an OrderedDict with attributes ({names}) that a file would lose; delete them before saving",
+            f"`{dotted(path)}`: an OrderedDict with attributes ({names}) that a file would lose; delete them first",
             path=dotted(path),
         )
     items = _lower_payload(_pairs(value), how, path, above)
     if all(type(key) is str for key in value):
-        items = {key: item for key, item in items}
+        items = dict(items)
     metadata = _lower_payload(_pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
     return Typed("state_dict", {"items": items, "metadata": metadata})
 
@@ -364,7 +364,7 @@ def lift(tree: Tree, how: Lifting) -> Any:
     make = how.kinds.get(tree.kind) or (tree.kind in KINDS and KINDS[tree.kind].lift)
     if not make:
         raise CorruptFile(
-            f"`{how.file}`: holds a value of kind {tree.kind!r} that this version does not know; a newer holdfast wrote it",
+            f"`{how.file}`: holds a value of kind {tree.kind!r}, unknown to this version; a newer holdfast wrote it",
             file=how.file,
         )
     try:

@@ -95,7 +95,9 @@ def find_part(tree: Tree, name: str, kind: str, *, kinds: Mapping[str, str], at:
 
 def _candidates(tree: Tree, kind: str, taken: set[str]) -> list[tuple[Path, Tree]]:
     parts = [(key, part) for key in keys(tree) if (part := child(tree, key)) is not None and str(key) not in taken]
-    usual = [((key,), part) for key, part in parts if key in _USUAL[kind] and looks_like(kind, part)]
+    usual: list[tuple[Path, Tree]] = [
+        ((key,), part) for key, part in parts if key in _USUAL[kind] and looks_like(kind, part)
+    ]
     if usual:
         return usual
     if kind == "scheduler":  # nothing about its content tells a scheduler's state from another dict

@@ -111,9 +111,9 @@ def _parameter_names(document: Document) -> dict[tuple[str, ...], list[str]]:
 def _named(path: tuple[Any, ...], names: dict[tuple[str, ...], list[str]]) -> str:
     for prefix, known in names.items():
         rest = path[len(prefix) :]
-        if path[: len(prefix)] == prefix and len(rest) > 1 and rest[0] == "state" and type(rest[1]) is int:
-            if rest[1] < len(known):
-                return dotted((*prefix, "state", known[rest[1]], *rest[2:]))
+        ours = path[: len(prefix)] == prefix and len(rest) > 1 and rest[0] == "state"
+        if ours and type(rest[1]) is int and rest[1] < len(known):
+            return dotted((*prefix, "state", known[rest[1]], *rest[2:]))
     return dotted(path)
 
 
