@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, StorageError
+from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, best, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
@@ -100,7 +100,7 @@ class RunFolder:
                 if one.manifest is None:
                     raise CorruptFile(one.problem or "no manifest", file=one.path, step=one.step)
                 checkpoint = open_checkpoint(one.path)
-            except FormatError as reason:
+            except (FormatError, NotFound) as reason:
                 self.set_aside(one.step, str(reason))
                 continue
             yield checkpoint
