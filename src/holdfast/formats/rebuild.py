@@ -17,7 +17,7 @@ from holdfast.formats.forms import FORMS, TORCH_NAMES
 from holdfast.formats.nodes import Call, Dict, Global, Node, Persistent, Set
 from holdfast.formats.parts import Parts
 from holdfast.formats.pickles import parse
-from holdfast.formats.tensors import checked_spec, stored_tensor
+from holdfast.formats.tensors import TensorPlacer, checked_spec, stored_tensor
 from holdfast.spec import BY_STORAGE, DTYPES, TensorSpec
 from holdfast.state.paths import printable
 from holdfast.state.values import ATOMS, MAX_DEPTH, Opaque, Tree, Typed
@@ -81,7 +81,7 @@ class Builder:
         self._storages: dict[str, _Known] = {}
         self._done: dict[int, tuple[Tree, int, int]] = {}
         self._made: list[Node] = []  # keeps nodes of our own alive, so that no id comes twice
-        self._hooks: dict[int, bool] = {}
+        self._placer = TensorPlacer(file)
 
     def build(self, root: Node) -> Tree:
         """Walks with a stack of generators, each sent the value of the node that it asked for."""
@@ -263,6 +263,8 @@ class Builder:
             wanted = {"scale": float, "zero_point": int, "axis": int}.get(field, StoredTensor)
             if type(value) is not wanted:
                 raise self._lie(f"a quantized tensor whose {field} is a {type(value).__name__}")
+        if name == "per_channel_affine" and values[2].spec.dtype.startswith("float"):
+            name = "per_channel_affine_float_qparams"  # torch writes the other name and means this one
         return Typed("quantized", {"scheme": name, **parameters, "data": leaf})
 
     # -- tensors
@@ -312,13 +314,9 @@ class Builder:
         offset, size, stride, grad = place
         if type(offset) is not int or dtype not in DTYPES:
             raise self._lie(f"a tensor of {known.segment.name} with offset {offset!r:.100} and dtype {dtype!r:.100}")
-        spec = TensorSpec(
-            dtype,
-            size if type(size) is tuple else self._sizes(size),
-            stride if type(stride) is tuple else self._sizes(stride),
-        )
-        offset *= DTYPES[dtype].itemsize
-        return stored_tensor(known.segment, spec, offset=offset, requires_grad=grad, file=self._file)
+        size = size if type(size) is tuple else self._sizes(size)
+        stride = stride if type(stride) is tuple else self._sizes(stride)
+        return self._placer.place(known.segment, (dtype, size, stride), offset * DTYPES[dtype].itemsize, grad)
 
     def _sizes(self, node: Node) -> tuple[Node, ...]:
         """A tuple of sizes, given plainly or as a torch.Size."""

@@ -6,6 +6,7 @@ Python integers do not wrap, so a product that would overflow in C is simply too
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from holdfast.errors import CorruptFile
 from holdfast.formats.base import Segment, StoredTensor
@@ -34,17 +35,40 @@ def stored_tensor(
     Raises:
         CorruptFile: the spec is no tensor's, or reaches past the segment.
     """
-    spec = checked_spec(spec, segment.name, file=file)
-    need = needed_bytes(spec)
-    if type(offset) is not int or offset < 0 or offset + need > segment.length:
-        raise CorruptFile(
-            f"`{shown(file)}`: {shown(segment.name)}: a tensor {spec} with stride {spec.stride} at byte {offset} needs "
-            f"{need:,} bytes, the record has {segment.length:,}: corrupt",
-            file=file,
-        )
-    if type(requires_grad) is not bool:
-        raise CorruptFile(f"`{shown(file)}`: {shown(segment.name)}: requires_grad is no bool: corrupt", file=file)
-    return StoredTensor(spec, segment, offset, requires_grad)
+    return TensorPlacer(file).place(segment, (spec.dtype, spec.shape, spec.stride), offset, requires_grad)
+
+
+class TensorPlacer:
+    """:func:`stored_tensor` for the many tensors of one file: each distinct spec is checked once.
+
+    Args:
+        file: named in errors.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._checked: dict[Any, tuple[TensorSpec, int]] = {}
+
+    def place(self, segment: Segment, numbers: tuple[Any, Any, Any], offset: Any, requires_grad: Any) -> StoredTensor:
+        """A tensor in a segment; ``numbers`` are dtype, shape and stride, and like the rest may be lies."""
+        try:
+            known = self._checked.get(numbers)
+        except TypeError:  # a list among the sizes; the check says so
+            known = None
+        if known is None:
+            spec = checked_spec(TensorSpec(*numbers), segment.name, file=self._file)
+            known = self._checked[numbers] = spec, needed_bytes(spec)
+        spec, need = known
+        if type(offset) is not int or offset < 0 or offset + need > segment.length:
+            raise _lie(
+                self._file,
+                segment.name,
+                f"a tensor {spec}, stride {spec.stride}, at byte {offset!r:.100} needs {need:,} bytes, the record has "
+                f"{segment.length:,}",
+            )
+        if type(requires_grad) is not bool:
+            raise _lie(self._file, segment.name, "requires_grad is no bool")
+        return StoredTensor(spec, segment, offset, requires_grad)
 
 
 def checked_spec(spec: TensorSpec, name: str, *, file: str) -> TensorSpec:

@@ -18,9 +18,9 @@ from holdfast.formats.archive import Archive
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.emit import emit
 from holdfast.formats.rebuild import build_tree
-from holdfast.formats.tensors import stored_tensor
+from holdfast.formats.tensors import TensorPlacer
 from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_size, plan
-from holdfast.spec import CHUNK, TensorSpec
+from holdfast.spec import CHUNK
 from holdfast.state.encoding import from_json, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFile
@@ -108,6 +108,7 @@ class TorchZip(Container):
         places = self._own.locations if self._own else {}
         self._locations = {number: device for device, numbers in places.items() for number in numbers}
         self._segments: dict[str, Segment] = {}
+        self._placer = TensorPlacer(file)
         self._read = {"data.pkl", "version", "byteorder", _RECORD}
 
     def document(self) -> Document:
@@ -159,9 +160,8 @@ class TorchZip(Container):
         index, dtype, shape, stride, offset, requires_grad, live = full
         if type(index) is not int or not 0 <= index < len(self._own.lengths if self._own else ()):
             raise ValueError(f"no storage {index!r:.100}")
-        spec = TensorSpec(dtype, tuple(shape), None if stride is None else tuple(stride))
-        segment = self._segment(f"data/{index}")
-        leaf = stored_tensor(segment, spec, offset=offset, requires_grad=requires_grad, file=self.file)
+        numbers = dtype, tuple(shape), None if stride is None else tuple(stride)
+        leaf = self._placer.place(self._segment(f"data/{index}"), numbers, offset, requires_grad)
         if live is not None:
             leaf.live_stride = tuple(live)
         return leaf
