@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from holdfast.state.encoding import to_json
-from holdfast.state.flatten import leaves
+from holdfast.state.flatten import child, keys, leaves, seen_parts
 from holdfast.state.values import Lowering, Opaque, Typed, lower
 
 
@@ -84,3 +84,28 @@ def test_depth_is_no_recursion() -> None:
     for _ in range(5000):
         tree = Typed("tuple", [tree])
     assert len(next(iter(leaves(tree)))[0]) == 5000
+
+
+LIES = [
+    Typed("dict", 3),
+    Typed("dict", [1, [2], [3, 4, 5]]),
+    Typed("dict", {"a": 1}),
+    Typed("defaultdict", 3),
+    Typed("defaultdict", {}),
+    Typed("state_dict", []),
+    Typed("state_dict", {"items": 3, "metadata": None}),
+    Typed("state_dict", {"items": [[1]], "metadata": 3}),
+    Typed("namespace", [1]),
+    Typed("namespace", None),
+    Typed("no such kind", {"items": 1}),
+    Typed("dict", [[Typed("tuple", 3), 1], [[1], 2], [{}, 3]]),
+]
+
+
+@pytest.mark.parametrize("tree", LIES, ids=str)
+def test_a_payload_that_lies_is_walked_without_an_error(tree: Typed) -> None:
+    beside = {"lie": tree, "x": Leaf("x")}
+    assert [leaf.name for _, leaf in leaves(beside)] == ["x"]
+    assert keys(tree) is not None
+    assert child(tree, "no such key") is None
+    seen_parts((), tree)

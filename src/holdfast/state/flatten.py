@@ -65,7 +65,7 @@ def _parts(tree: Typed) -> Iterator[tuple[Any, Tree, bool]]:
     payload = tree.payload
     if tree.kind in PAIR_KINDS and type(payload) is list:
         yield from _pairs(payload)
-    elif tree.kind in _WITH_ITEMS:
+    elif tree.kind in _WITH_ITEMS and type(payload) is dict:
         for name, part in payload.items():
             if name != "items":
                 yield name, part, False
@@ -73,24 +73,29 @@ def _parts(tree: Typed) -> Iterator[tuple[Any, Tree, bool]]:
                 yield from ((key, item, True) for key, item in part.items())
             else:
                 yield from _pairs(part)
-    elif tree.kind == "namespace":
-        yield from ((name, item, True) for name, item in payload.items())
     elif type(payload) is dict:
-        yield from ((_SAME if name in _TRANSPARENT else name, item, True) for name, item in payload.items())
+        transparent = () if tree.kind == "namespace" else _TRANSPARENT
+        yield from ((_SAME if name in transparent else name, item, True) for name, item in payload.items())
     elif type(payload) is list:
         yield from ((index, item, True) for index, item in enumerate(payload))
     else:
         yield _SAME, payload, True
 
 
-def _pairs(pairs: list[Any]) -> Iterator[tuple[Any, Tree, bool]]:
-    for key, item in pairs:
-        if type(key) in ATOMS:
-            yield key, item, True
+def _pairs(pairs: Tree) -> Iterator[tuple[Any, Tree, bool]]:
+    """Pairs as a file gives them; what is no pair is walked as it is, and lifting says what is wrong with it."""
+    if type(pairs) is not list:
+        yield _SAME, pairs, True
+        return
+    for index, pair in enumerate(pairs):
+        if type(pair) is not list or len(pair) != 2:
+            yield index, pair, True
+        elif type(pair[0]) in ATOMS:
+            yield pair[0], pair[1], True
         else:
-            label = str(key.payload if type(key) is Typed else key)
-            yield label, key, False
-            yield label, item, True
+            label = str(pair[0].payload if type(pair[0]) is Typed else pair[0])
+            yield label, pair[0], False
+            yield label, pair[1], True
 
 
 def child(tree: Tree, key: Any) -> Tree | None:
@@ -100,8 +105,9 @@ def child(tree: Tree, key: Any) -> Tree | None:
     if type(tree) is list:
         return tree[key] if type(key) is int and 0 <= key < len(tree) else None
     if type(tree) is Typed:
-        if tree.kind in _WITH_ITEMS and type(tree.payload["items"]) is dict:
-            return tree.payload["items"].get(key)  # not a search: a model asks for each of its many tensors
+        items = tree.payload.get("items") if tree.kind in _WITH_ITEMS and type(tree.payload) is dict else None
+        if type(items) is dict:
+            return items.get(key)  # not a search: a model asks for each of its many tensors
         for name, item, seen in _parts(tree):
             if name is _SAME:
                 found = child(item, key)
