@@ -129,10 +129,10 @@ def compare_logs(table: Table, whole: list[str], killed: list[str]) -> bool:
 
 
 def read_some(run_dir: Path) -> None:
-    """Loads the best model of a run and lets it read eight held-out digits."""
+    """Loads the best model of a run and lets it read four held-out digits."""
     net = digits.Net()
     report = holdfast.restore(f"{run_dir}@best", model=net, mode="eval")
-    images, labels = digits.digits()[2][:8]
+    images, labels = digits.digits()[2][2:6]
     with torch.no_grad():
         read = net(images).argmax(dim=1)
     shades = " .:*#"

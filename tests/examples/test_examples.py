@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from rich.table import Table
 
 import holdfast
 
@@ -28,8 +32,8 @@ def run(script: Path, *arguments: object) -> str:
 
 def test_the_tutorial_walks_through(repository: Path, tmp_path: Path) -> None:
     printed = run(repository / "examples" / "tutorial.py", tmp_path)
-    assert re.findall(r"^== (R[\d, R]+\d)", printed, re.MULTILINE) == [
-        "R1", "R2", "R5, R28", "R7", "R12", "R21, R23, R25", "R22", "R29",
+    assert re.findall(r"^== ((?:R\d+,? )+)", printed, re.MULTILINE) == [
+        "R1 ", "R2 ", "R5, R28 ", "R7 ", "R12 ", "R21, R23, R25 ", "R22 ", "R29 ",
     ]  # fmt: skip
     assert "net.pt: 10 tensors, equal: True" in printed
     assert "net.safetensors: 10 tensors, equal: True" in printed
@@ -46,6 +50,45 @@ def test_digits_goes_on_where_it_was(repository: Path, tmp_path: Path) -> None:
     assert "resuming at epoch 1, batch 0 (step 38)" in second
     assert "epoch 0" not in second
     assert float(re.search(r"best model: ([\d.]+)%", second)[1]) > 60
+
+
+@pytest.fixture
+def demo(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(repository / "examples")
+    return importlib.import_module("demo")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.tensor([1.0]), torch.tensor([1.0000001])),
+        (torch.tensor([0.0]), torch.tensor([-0.0])),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        (torch.ones(2), torch.ones(2, 1)),
+        (1, 1.0),
+        (1, True),
+        ([1], None),
+    ],
+)
+def test_the_demo_sees_one_bit(demo: ModuleType, a: object, b: object) -> None:
+    assert demo.same(a, a)
+    assert not demo.same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("lines", "good"),
+    [
+        (["0 0 a x", "0 1 b y"], True),
+        (["0 0 a x", "0 1 b y", "0 1 b y"], True),
+        (["0 0 a x", "0 1 b z"], False),
+        (["0 0 a x", "0 1 c y", "0 1 b y"], False),
+        (["0 0 a x"], False),
+    ],
+)
+def test_the_demo_sees_another_order(demo: ModuleType, lines: list[str], good: bool) -> None:
+    table = Table("", "", "", "")
+    assert demo.compare_logs(table, ["0 0 a x", "0 1 b y"], lines) is good
+    assert table.row_count == 2
 
 
 @pytest.mark.timeout(300)
