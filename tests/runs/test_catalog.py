@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import NotFound
+from holdfast.errors import NotFound, StorageError
 from holdfast.runs.catalog import best, by_metric, choose_resume, is_run, metric_of, scan
 from holdfast.runs.layout import step_name
 from holdfast.runs.manifest import encode
@@ -118,6 +118,20 @@ def test_is_run(root: Path, tmp_path: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="gone`: no such folder"):
         scan(tmp_path / "gone")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotFound, match="file`: no such folder"):
+        scan(tmp_path / "file")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError, match="loop`: can't be listed: Too many levels"):
+        scan(tmp_path / "loop")
+
+
+def test_a_file_where_a_folder_is_expected_hides_nothing(root: Path) -> None:
+    commit(root, 1, TREE)
+    for name in ("quarantine", "superseded", "pins"):
+        (root / name).write_text("x")
+    assert [one.step for one in scan(root).readable] == [1]
+    assert scan(root).quarantined == ()
 
 
 def test_many_checkpoints_read_manifests_only(root: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from holdfast.errors import NotFound, UnknownFormat
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.layout import step_name
+from holdfast.runs.manifest import encode
 from holdfast.runs.opening import open_any
 from holdfast.runs.verify import verify
 from holdfast.spec import CHUNK
-from tests.runs.hand_made import commit, flip, tensor
+from tests.runs.hand_made import commit, facts, flip, tensor
 
 
 def test_a_whole_checkpoint(root: Path) -> None:
@@ -125,6 +126,12 @@ def test_an_open_container(root: Path) -> None:
         assert verify(container).status == "CORRUPT"
     with open_any(folder / "model.safetensors") as container:
         assert verify(container).status == "NOT VERIFIABLE"
+
+
+def test_a_manifest_that_lists_no_entries(root: Path) -> None:
+    folder = commit(root, 1)
+    (folder / "manifest.json").write_bytes(encode(facts(1)))
+    assert [one.problem for one in verify(folder).findings] == ["is not listed in the manifest"] * 2
 
 
 def test_names_are_escaped_in_the_report(root: Path) -> None:

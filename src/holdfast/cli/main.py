@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 differs or does not match, 2 corrupt or refused, 3 usage, 4 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -80,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _fail(f"{error.format_message()} (see {verb} --help)", USAGE)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # how click leaves when the reader, such as head, has seen enough
         code = 0
     sys.exit(code if isinstance(code, int) else 0)

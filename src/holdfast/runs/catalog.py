@@ -94,7 +94,7 @@ def scan(root: str | os.PathLike[str]) -> Catalog:
         StorageError: it can't be read.
     """
     path = os.fspath(root)
-    names = _names(path)
+    names = names_in(path)
     steps = sorted(step for name in names if (step := parse_step(name)) is not None)
     by_step = {parse_step(name): name for name in names}
     return Catalog(
@@ -141,19 +141,26 @@ def metric_of(one: Listed, metric: str) -> float | None:
     return None if value is None or value != value else value
 
 
-def _names(path: str) -> list[str]:
+def names_in(folder: str) -> list[str]:
+    """The names in a folder, sorted.
+
+    Raises:
+        NotFound: there is no such folder.
+        StorageError: it can't be read.
+    """
     try:
-        return os.listdir(path)
+        return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"`{printable(path)}`: no such folder", file=path) from None
+        raise NotFound(f"`{printable(folder)}`: no such folder", file=folder) from None
     except OSError as error:
-        raise StorageError(f"`{printable(path)}`: can't be listed: {error.strerror}", file=path) from error
+        raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
 
 
-def _moved(path: str, folder: str, names: list[str]) -> tuple[str, ...]:
-    if folder not in names:
+def _moved(path: str, name: str, names: Sequence[str]) -> tuple[str, ...]:
+    folder = os.path.join(path, name)
+    if name not in names or not os.path.isdir(folder):
         return ()
-    return tuple(sorted(name for name in _names(os.path.join(path, folder)) if name.startswith("step-")))
+    return tuple(one for one in names_in(folder) if one.startswith("step-"))
 
 
 def _listed(path: str, step: int) -> Listed:

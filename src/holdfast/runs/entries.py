@@ -120,8 +120,8 @@ def _problem(
 ) -> str | None:
     """What is wrong with an entry; None when nothing is."""
     record = files.get(entry.file)
-    if record is None:
-        return f"lies in the file {printable(entry.file)!r}, which the manifest does not list"
+    if record is None or record.head is None:  # a head is what makes a file a container: the rest is in chunks
+        return f"lies in the file {printable(entry.file)!r}, which the manifest does not list as a container"
     if entry.offset < 0 or entry.length < 0 or entry.offset + entry.length > record.size:
         return (
             f"bytes {entry.offset:,} to {entry.offset + entry.length:,} are not inside {entry.file} "

@@ -6,9 +6,10 @@ import difflib
 import os
 from typing import IO, Any
 
-from holdfast.errors import ArgumentError, NotFound, StorageError, UnknownFormat
+from holdfast.errors import ArgumentError, NotFound, UnknownFormat
 from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
+from holdfast.runs.catalog import names_in
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.reference import FORMS, locate
 from holdfast.state.paths import printable
@@ -61,11 +62,9 @@ def _open_stream(f: Any) -> Container:
 
 def _open_weights(path: str) -> Container:
     """A folder of weights as other libraries write it, else an error that says what was seen."""
+    names = names_in(path)
     try:
-        names = sorted(os.listdir(path))
         return open_path(path)
-    except OSError as error:
-        raise StorageError(f"`{printable(path)}`: can't be listed: {error.strerror}", file=path) from error
     except UnknownFormat as reason:
         raise UnknownFormat(f"{reason}. {_seen(names)}; {_WANTED}", file=path) from None
 
