@@ -58,7 +58,7 @@ def decode_entries(data: bytes, files: Mapping[str, FileRecord], file: str) -> l
         )
     by_path: dict[Path, Entry] = {}
     for entry in content.entries:
-        if by_path.setdefault(_typed(entry.path), entry) is not entry:
+        if by_path.setdefault(owner_key(entry.path), entry) is not entry:
             raise _wrong(entry, file, "stands twice")
     for entry in content.entries:
         _checked(entry, file)
@@ -68,11 +68,6 @@ def decode_entries(data: bytes, files: Mapping[str, FileRecord], file: str) -> l
     if content.algorithm != ALGORITHM:
         return [_prefixed(entry, content.algorithm) for entry in content.entries]
     return content.entries
-
-
-def owner_key(path: Path) -> Path:
-    """``path`` as a dict key that keeps 1, True and 1.0 apart, which Python takes for one."""
-    return _typed(path)
 
 
 def encode_state(tree: Tree, leaf: Callable[[Any], Any]) -> bytes:
@@ -100,7 +95,8 @@ def decode_state(data: bytes, leaf: Callable[[int], Any], count: int, file: str)
     return from_json(content["tree"], checked, printable(file))
 
 
-def _typed(path: Path) -> Path:
+def owner_key(path: Path) -> Path:
+    """``path`` as a dict key that keeps 1, True and 1.0 apart, which Python takes for one."""
     if all(type(key) is str for key in path):
         return path
     return tuple(item for key in path for item in (type(key).__name__, key))
@@ -160,7 +156,7 @@ def _stored_problem(entry: Entry, digest: re.Pattern[str]) -> str | None:
 
 def _alias_problem(entry: Entry, by_path: Mapping[Path, Entry]) -> str | None:
     name = printable(dotted(entry.alias_of or ()))
-    target = by_path.get(_typed(entry.alias_of or ()))
+    target = by_path.get(owner_key(entry.alias_of or ()))
     if target is None or target.alias_of is not None:
         return f"is an alias of `{name}`, which stores no bytes here"
     if entry.file != target.file or entry.offset < target.offset:

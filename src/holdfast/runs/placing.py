@@ -11,6 +11,7 @@ from holdfast.formats.base import StoredTensor
 from holdfast.formats.packing import Packed, Reference, pack
 from holdfast.formats.safetensors_header import RESERVED
 from holdfast.formats.tensors import needed_bytes
+from holdfast.runs.entries import owner_key
 from holdfast.runs.layout import container_name
 from holdfast.spec import Entry, Key, Path, TensorSpec
 from holdfast.state.flatten import leaves
@@ -74,7 +75,7 @@ def place(tree: Tree) -> Placement:
     homes: dict[str, tuple[str, str]] = {}
     files: dict[str, str] = {}
     members: list[Member] = []
-    paths: set[tuple[str, ...]] = set()
+    paths: set[Path] = set()
     for path, leaf in found:
         member, name = _member(_unused(path, paths), leaf, packing.references[id(leaf)], packed)
         if name not in homes:
@@ -147,11 +148,11 @@ def _below(name: str, key: str) -> str:
     return name if not below or below == RESERVED else below
 
 
-def _unused(path: Path, taken: set[tuple[str, ...]]) -> Path:
+def _unused(path: Path, taken: set[Path]) -> Path:
     """``path`` as JSON can hold it, and as no other tensor has it."""
-    clean = tuple(_json_key(key) for key in path)
+    clean = tuple(map(_json_key, path))
     candidate, count = clean, 1
-    while (marked := tuple(map(repr, candidate))) in taken:
+    while (marked := owner_key(candidate)) in taken:
         count += 1
         candidate = (*clean[:-1], f"{clean[-1] if clean else ''}~{count}")
     taken.add(marked)
