@@ -32,7 +32,7 @@ TORCH_NAMES |= {
 }
 _LAYOUTS = frozenset({"strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn"})
 _FACTORIES = ("list", "dict", "int", "float", "str", "set", "tuple", "bool")
-_TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "tensor"})
+_TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "attributed"})
 
 
 # -- containers
@@ -255,6 +255,31 @@ def _parameter(parts: Parts) -> Tree | None:
     return Typed("parameter", payload | {"state": state[0]} if state and state[0] else payload)
 
 
+def _old_parameter(parts: Parts) -> Tree | None:
+    """``Parameter(data)`` of torch < 0.4, with ``(requires_grad, volatile, hooks)`` as its state."""
+    grad = _old_grad(parts)
+    data = parts.args[0] if parts.args else None
+    return Typed("parameter", {"data": data, "requires_grad": grad}) if grad is not None and _is_tensor(data) else None
+
+
+def _variable(parts: Parts) -> Tree | None:
+    """``Variable(data)`` of torch < 0.4: what is a tensor since."""
+    grad = _old_grad(parts)
+    data = parts.args[0] if parts.args else None
+    if grad is None or type(data) is not StoredTensor:
+        return None
+    return StoredTensor(data.spec, data.segment, data.offset, grad)
+
+
+def _old_grad(parts: Parts) -> bool | None:
+    """requires_grad of a Parameter or Variable of torch < 0.4; None when it is not pickled as these were."""
+    state = items_of(parts.state) if parts.built else [parts.args[1] if len(parts.args) == 2 else False, None, None]
+    if len(parts.args) not in (1, 2) or parts.items or parts.pairs or state is None or len(state) != 3:
+        return None
+    grad, _, hooks = state
+    return grad if type(grad) is bool and hooks in (None, {}, Typed("ordered_dict", [])) else None
+
+
 def _sparse(parts: Parts) -> Tree | None:
     """``_rebuild_sparse_tensor(layout, (indices, values, size, coalesced))``, or two index lists, values and size."""
     if not parts.only_args or len(parts.args) != 2:
@@ -307,6 +332,8 @@ FORMS: dict[str, Form] = {
     "torch.Size": _size,
     "torch.device": _device,
     "torch.serialization._get_layout": _layout,
+    "torch.autograd.variable.Variable": _variable,
+    "torch.nn.parameter.Parameter": _old_parameter,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._utils._rebuild_sparse_tensor": _sparse,

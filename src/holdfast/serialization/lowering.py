@@ -66,21 +66,27 @@ def lower_state(
 
 def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list[str]) -> Tree:
     cls = type(tensor)
-    if cls is torch.nn.Parameter:
-        return Typed(
-            "parameter", {"data": _strided(tensor.detach(), path, pending), "requires_grad": tensor.requires_grad}
-        )
-    if cls is not torch.Tensor:
+    if cls not in (torch.Tensor, torch.nn.Parameter):
         raise UnsupportedValue(
             f"`{dotted(path)}`: a tensor of class {cls.__module__}.{cls.__qualname__} can't be stored yet; store "
             "its plain form (such as full_tensor(), dequantize() or as_subclass(torch.Tensor))",
             path=dotted(path),
         )
+    if attributes := vars(tensor):
+        notes.append(f"`{dotted(path)}` carries attributes of its own, which are not stored: {', '.join(attributes)}")
     requires_grad = tensor.requires_grad
+    if cls is torch.nn.Parameter:
+        return Typed(
+            "parameter", {"data": _plain(tensor.detach(), path, pending, False), "requires_grad": requires_grad}
+        )
     if requires_grad and not tensor.is_leaf:
         notes.append(f"`{dotted(path)}` has a graph: stored detached, without requires_grad")
         requires_grad = False
-    tensor = tensor.detach()
+    return _plain(tensor.detach(), path, pending, requires_grad)
+
+
+def _plain(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_grad: bool) -> Tree:
+    """A tensor without a graph, of any layout."""
     if tensor.layout is not torch.strided:
         return _sparse(tensor, path, pending)
     if tensor.is_quantized:
@@ -209,8 +215,10 @@ def _assign_one(cluster: list[_Pending], row_major: bool) -> None:
     tensor, spec = cluster[0].tensor, cluster[0].leaf.spec
     dense = _is_dense(tensor)
     live_stride = None
-    if spec.stride is None or (dense and not row_major):
-        segment = _memory_segment(tensor, 0, spec.nbytes) if tensor.device.type == "cpu" else _copied_segment(tensor)
+    repeats = spec.extent < spec.numel  # expanded: fewer elements in memory than in the tensor
+    if spec.stride is None or (not row_major and (dense or (repeats and tensor.device.type == "cpu"))):
+        length = spec.extent * spec.itemsize
+        segment = _memory_segment(tensor, 0, length) if tensor.device.type == "cpu" else _copied_segment(tensor)
     else:
         segment = _copied_segment(tensor)
         live_stride = spec.stride if dense else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -244,7 +244,26 @@ def _fill_through_block(leaf: StoredTensor, tensor: torch.Tensor) -> None:
         length = block.numel() * leaf.spec.itemsize
         _read([ReadRequest(leaf.segment.source, offset, view_memory(block.data_ptr(), length))])
         with torch.no_grad():
-            piece.copy_(block)
+            piece.copy_(block.real if block.is_complex() and not piece.is_complex() else block)
+
+
+def count_lost(leaf: StoredTensor, dtype: torch.dtype) -> int:
+    """How many finite values of a stored tensor would not be finite in ``dtype``; reads it in blocks."""
+    if not leaf.spec.is_contiguous or leaf.segment.swapped:
+        (whole,) = read_tensors([leaf], Placement("cpu"))
+        return _lost(whole, dtype)
+    lost, step = 0, BLOCK // leaf.spec.itemsize
+    for first in range(0, leaf.spec.numel, step):
+        spec = TensorSpec(leaf.spec.dtype, (min(step, leaf.spec.numel - first),))
+        (block,) = read_tensors(
+            [StoredTensor(spec, leaf.segment, leaf.offset + first * leaf.spec.itemsize)], Placement("cpu")
+        )
+        lost += _lost(block, dtype)
+    return lost
+
+
+def _lost(block: torch.Tensor, dtype: torch.dtype) -> int:
+    return int((block.isfinite() & ~block.to(dtype).isfinite()).sum())
 
 
 def _pieces(tensor: torch.Tensor, start: int = 0) -> Iterable[tuple[torch.Tensor, int]]:
@@ -263,7 +282,27 @@ def _pieces(tensor: torch.Tensor, start: int = 0) -> Iterable[tuple[torch.Tensor
 
 
 def _lift_parameter(payload: Any) -> torch.Tensor:
-    return torch.nn.Parameter(payload["data"], requires_grad=bool(payload["requires_grad"]))
+    parameter = torch.nn.Parameter(payload["data"], requires_grad=bool(payload["requires_grad"]))
+    return _with_attributes(parameter, payload.get("state"))
+
+
+def _lift_attributed(payload: Any) -> torch.Tensor:
+    return _with_attributes(payload["data"], payload["state"])
+
+
+def _with_attributes(tensor: torch.Tensor, state: Any) -> torch.Tensor:
+    """Puts back what a program had written on a tensor: into its own dict, so that no setter of torch is called."""
+    attributes = state[0] if isinstance(state, tuple) else state
+    vars(tensor).update(attributes or {})
+    return tensor
+
+
+def _lift_storage(payload: Any) -> Any:
+    untyped = payload["data"].untyped_storage()
+    if payload["dtype"] is None:
+        return untyped
+    dtype = payload["data"].dtype
+    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
 
 
 def _lift_sparse(payload: Any) -> torch.Tensor:
@@ -294,8 +333,10 @@ def _lift_meta(payload: Any) -> torch.Tensor:
     )
 
 
-TENSOR_KINDS = {
+TENSOR_KINDS: dict[str, Callable[[Any], Any]] = {
     "parameter": _lift_parameter,
+    "attributed": _lift_attributed,
+    "torch.storage": _lift_storage,
     "sparse": _lift_sparse,
     "quantized": _lift_quantized,
     "meta": _lift_meta,

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile
+from holdfast.state.flatten import check_payload
 from holdfast.state.paths import printable
 from holdfast.state.values import MAX_DEPTH, Opaque, Tree, Typed
 
@@ -88,7 +89,7 @@ def _unmark(kind: str, payload: Any, leaf: Callable[[Any], Any], file: str, dept
         return leaf(payload)
     if kind == "float":
         if payload not in ("nan", "inf", "-inf"):
-            raise ValueError(f"no float {payload!r}")
+            raise ValueError(f"no float {payload!r:.100}")
         return float(payload)
     if kind == "int":
         return int(payload, 16)
@@ -101,10 +102,13 @@ def _unmark(kind: str, payload: Any, leaf: Callable[[Any], Any], file: str, dept
         return complex(real, imag)
     if kind == "opaque":
         type_name, args, state = payload
+        if type(type_name) is not str:
+            raise TypeError(f"no class name {type_name!r}")
         return Opaque(type_name, _from_json(args, leaf, file, depth), _from_json(state, leaf, file, depth))
     inside = _from_json(payload, leaf, file, depth)
     if kind == "dict" and all(type(key) is str for key, _ in inside):
         return dict(inside)  # a plain dict whose keys could not stand in JSON as they are
+    check_payload(kind, inside)
     return Typed(kind, inside)
 
 

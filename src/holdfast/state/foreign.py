@@ -10,10 +10,12 @@ _NUMPY_KINDS = "biufcSUmM"
 """dtype.kind of arrays whose bytes mean the same everywhere; objects ('O') and records ('V') are left out."""
 
 
-def is_numpy_scalar(cls: type) -> bool:
-    """Whether ``cls`` is a numpy scalar type, without importing numpy."""
+def numpy_type(cls: type) -> str | None:
+    """The family of a numpy scalar type or of a dtype's own class, without importing numpy."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and issubclass(cls, numpy.generic)
+    if numpy is None:
+        return None
+    return next((f"numpy.{name}" for name in ("generic", "dtype") if issubclass(cls, getattr(numpy, name))), None)
 
 
 def _check_numpy_dtype(dtype: Any) -> None:
@@ -29,9 +31,23 @@ def _lower_scalar(value: Any) -> dict[str, Any]:
 def _lift_scalar(payload: Any) -> Any:
     import numpy
 
-    dtype = numpy.dtype(payload["dtype"])
-    _check_numpy_dtype(dtype)
+    dtype = _lift_dtype(payload["dtype"])
+    if dtype.itemsize == 0:  # an empty string
+        return dtype.type()
     return numpy.frombuffer(payload["data"], dtype=dtype, count=1)[0]
+
+
+def _lower_dtype(value: Any) -> str:
+    _check_numpy_dtype(value)
+    return str(value.str)
+
+
+def _lift_dtype(code: Any) -> Any:
+    import numpy
+
+    dtype = numpy.dtype(code)
+    _check_numpy_dtype(dtype)
+    return dtype
 
 
 def _lower_array(value: Any) -> dict[str, Any]:
@@ -50,10 +66,8 @@ def _lift_array(payload: Any) -> Any:
     import numpy
 
     if "tensor" in payload:
-        return payload["tensor"].numpy()
-    dtype = numpy.dtype(payload["dtype"])
-    _check_numpy_dtype(dtype)
-    return numpy.frombuffer(payload["data"], dtype=dtype).reshape(payload["shape"]).copy()
+        return payload["tensor"].cpu().numpy()
+    return numpy.ndarray(payload["shape"], _lift_dtype(payload["dtype"]), payload["data"]).copy()
 
 
 def _plain_array(payload: Any) -> Any:
@@ -98,6 +112,7 @@ def foreign_kinds(kind: Any) -> Iterator[Any]:
 
     yield kind("numpy.scalar", "numpy.generic", _lower_scalar, _lift_scalar, same)
     yield kind("numpy.array", "numpy.ndarray", _lower_array, _lift_array, _plain_array)
+    yield kind("numpy.dtype", "numpy.dtype", _lower_dtype, _lift_dtype, same)
     yield kind("torch.Size", "torch.Size", list, _lift_size, tuple)
     yield kind("torch.device", "torch.device", str, _lift_device, same)
     for name in ("dtype", "layout", "memory_format", "qscheme"):

@@ -24,13 +24,15 @@ from typing import Any
 
 import msgspec
 
-from holdfast.errors import CorruptFile, UnsupportedValue, UntrustedType
+from holdfast.errors import CorruptFile, MismatchError, RefusedFile, UnsupportedValue, UntrustedType
 from holdfast.spec import Path
-from holdfast.state.foreign import foreign_kinds, is_numpy_scalar
+from holdfast.state.foreign import foreign_kinds, numpy_type
 from holdfast.state.paths import dotted
 
 MAX_DEPTH = 500
-"""Nesting that a tree may have; Python's own recursion limit is 1000."""
+"""Nesting that a tree in a file may have; Python's own recursion limit is 1000."""
+SAVE_DEPTH = 100
+"""Nesting that is saved. A level takes up to four in a file: what was saved can be loaded from any caller's stack."""
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
@@ -67,6 +69,11 @@ class Record:
     def type_name(self) -> str:
         """The class that was saved, ``my.pkg.Config``."""
         return str(self.__dict__["_record"][0])
+
+    @property
+    def form(self) -> str:
+        """What kind of class it was: ``dataclass``, ``namedtuple`` or ``enum``."""
+        return str(self.__dict__["_record"][1])
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -123,6 +130,7 @@ def _pairs(mapping: Any) -> list[list[Any]]:
     return [[key, value] for key, value in mapping.items()]
 
 
+_PAIRED = frozenset({"dict", "ordered_dict", "counter", "defaultdict"})
 _FACTORIES = {cls.__name__: cls for cls in (list, dict, int, float, str, set, tuple, bool)}
 
 
@@ -157,6 +165,12 @@ def _lift_datetime(payload: Any) -> datetime.datetime:
     return value.replace(tzinfo=zoneinfo.ZoneInfo(name))
 
 
+def _lift_bytearray(payload: Any) -> bytearray:
+    if type(payload) is not bytes:
+        raise TypeError("it is made of bytes")  # of a number, bytearray() would make as many zeros
+    return bytearray(payload)
+
+
 def _stdlib_kinds() -> Iterator[Kind]:
     yield Kind("tuple", tuple, list, tuple, tuple)
     yield Kind("set", set, list, set, set)
@@ -174,7 +188,7 @@ def _stdlib_kinds() -> Iterator[Kind]:
         lambda p: collections.deque(p["items"], p["maxlen"]),
         lambda p: list(p["items"]),
     )
-    yield Kind("bytearray", bytearray, bytes, bytearray, bytes)
+    yield Kind("bytearray", bytearray, bytes, _lift_bytearray, bytes)
     yield Kind("namespace", argparse.Namespace, lambda v: dict(vars(v)), lambda p: argparse.Namespace(**p), _same)
     for path_type in (pathlib.PosixPath, pathlib.WindowsPath):
         yield Kind("path", path_type, str, pathlib.Path, str)
@@ -209,7 +223,7 @@ for _kind in (*_stdlib_kinds(), *foreign_kinds(Kind)):
 def _kind_of(cls: type) -> Kind | None:
     found = _BY_TYPE.get(cls)
     if found is None and cls.__module__.partition(".")[0] in ("torch", "numpy"):
-        found = _BY_TYPE.get("numpy.generic" if is_numpy_scalar(cls) else f"{cls.__module__}.{cls.__qualname__}")
+        found = _BY_TYPE.get(numpy_type(cls) or f"{cls.__module__}.{cls.__qualname__}")
     return found
 
 
@@ -229,9 +243,12 @@ def lower(value: Any, how: Lowering, path: Path = ()) -> Tree:
     """Live values to an inert tree.
 
     Raises:
-        UnsupportedValue: a value that can't be stored, a cycle, or nesting past ``MAX_DEPTH``; names its path.
+        UnsupportedValue: a value that can't be stored, a cycle, or nesting past ``SAVE_DEPTH``; names its path.
     """
-    return _lower(value, how, path, [])
+    try:
+        return _lower(value, how, path, [])
+    except RecursionError:  # the caller's own stack is deep already
+        raise UnsupportedValue(f"`{dotted(path)}`: nested too deep to be saved from here", path=dotted(path)) from None
 
 
 def _lower(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
@@ -243,8 +260,8 @@ def _lower(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
         return leaf
     if id(value) in above:
         raise UnsupportedValue(f"`{dotted(path)}`: contains itself; break the cycle before saving", path=dotted(path))
-    if len(above) >= MAX_DEPTH:
-        raise UnsupportedValue(f"`{dotted(path)}`: nested deeper than {MAX_DEPTH} levels", path=dotted(path))
+    if len(above) >= SAVE_DEPTH:
+        raise UnsupportedValue(f"`{dotted(path)}`: nested deeper than {SAVE_DEPTH} levels", path=dotted(path))
     above.append(id(value))
     try:
         return _lower_composite(value, cls, how, path, above)
@@ -267,12 +284,11 @@ def _lower_composite(value: Any, cls: type, how: Lowering, path: Path, above: li
             raise UnsupportedValue(
                 f"`{dotted(path)}`: {_name(cls)} can't be stored: {reason}", path=dotted(path)
             ) from None
-        return Typed(kind.name, _lower_payload(payload, how, path, above))
-    simpler = how.replace(value, path)
-    if simpler is not None:
+        return Typed(kind.name, _lower_payload(kind.name, payload, how, path, above))
+    if cls is not Record and (simpler := how.replace(value, path)) is not None:
         return _lower(simpler, how, path, above)
     fields = _record_fields(value, cls, path)
-    return Typed("record", {**fields, "fields": _lower_payload(fields["fields"], how, path, above)})
+    return Typed("record", {**fields, "fields": _lower_payload("namespace", fields["fields"], how, path, above)})
 
 
 def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
@@ -283,23 +299,32 @@ def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -
             f"`{dotted(path)}`: an OrderedDict with attributes ({names}) that a file would lose; delete them first",
             path=dotted(path),
         )
-    items = _lower_payload(_pairs(value), how, path, above)
+    items = _lower_pairs(_pairs(value), how, path, above)
     if all(type(key) is str for key in value):
         items = dict(items)
-    metadata = _lower_payload(_pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
+    metadata = _lower_pairs(_pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
     return Typed("state_dict", {"items": items, "metadata": metadata})
 
 
-def _lower_payload(payload: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
-    """Payloads are made here, not by the user: pairs keep the key of their value as the path."""
-    cls = type(payload)
-    if cls is dict:
-        return {key: _lower_payload(item, how, (*path, key), above) for key, item in payload.items()}
-    if cls is list and payload and all(type(item) is list and len(item) == 2 for item in payload):
-        return [[_lower(key, how, path, above), _lower(item, how, (*path, key), above)] for key, item in payload]
-    if cls is list:
-        return [_lower(item, how, (*path, index), above) for index, item in enumerate(payload)]
-    return _lower(payload, how, path, above)
+def _lower_payload(kind: str, payload: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
+    """Payloads are made here, not by the user: their parts add no level to the path."""
+    if kind == "namespace":
+        return {name: _lower(item, how, (*path, name), above) for name, item in payload.items()}
+    if type(payload) is dict:
+        return {name: _lower_part(kind, part, how, path, above) for name, part in payload.items()}
+    return _lower_part(kind, payload, how, path, above)
+
+
+def _lower_part(kind: str, part: Any, how: Lowering, path: Path, above: list[int]) -> Tree:
+    if type(part) is not list:
+        return _lower(part, how, path, above)
+    if kind in _PAIRED:
+        return _lower_pairs(part, how, path, above)
+    return [_lower(item, how, (*path, index), above) for index, item in enumerate(part)]
+
+
+def _lower_pairs(pairs: list[list[Any]], how: Lowering, path: Path, above: list[int]) -> Tree:
+    return [[_lower(key, how, path, above), _lower(item, how, (*path, key), above)] for key, item in pairs]
 
 
 def _name(cls: type) -> str:
@@ -307,6 +332,8 @@ def _name(cls: type) -> str:
 
 
 def _record_fields(value: Any, cls: type, path: Path) -> dict[str, Any]:
+    if cls is Record:  # loaded without being trusted, and saved again
+        return {"class": value.type_name, "form": value.form, "fields": value.fields}
     if isinstance(value, enum.Enum):
         return {"class": _name(cls), "form": "enum", "fields": {"name": value.name, "value": value.value}}
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
@@ -344,15 +371,24 @@ def lift(tree: Tree, how: Lifting) -> Any:
 
     Raises:
         CorruptFile: a payload that does not fit its kind.
+        RefusedFile: nesting past what Python's stack takes from here.
         UntrustedType: a class that is not in ``trusted``, unless ``opaque``.
+        MismatchError: a trusted class does not take the fields that were saved.
     """
+    try:
+        return _lift(tree, how)
+    except RecursionError:
+        raise RefusedFile(f"`{how.file}`: its tree is nested too deep to be loaded from here", file=how.file) from None
+
+
+def _lift(tree: Tree, how: Lifting) -> Any:
     cls = type(tree)
     if cls in ATOMS:
         return tree
     if cls is dict:
-        return {key: lift(item, how) for key, item in tree.items()}
+        return {key: _lift(item, how) for key, item in tree.items()}
     if cls is list:
-        return [lift(item, how) for item in tree]
+        return [_lift(item, how) for item in tree]
     if cls is Opaque:
         return _lift_opaque(tree, how)
     if cls is not Typed:
@@ -368,14 +404,16 @@ def lift(tree: Tree, how: Lifting) -> Any:
             file=how.file,
         )
     try:
-        return make(lift(tree.payload, how))
+        return make(_lift(tree.payload, how))
+    except RecursionError:
+        raise
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:
         raise CorruptFile(f"`{how.file}`: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
 
 
 def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
     if how.opaque:
-        return Opaque(tree.type_name, lift(tree.args, how), lift(tree.state, how))
+        return Opaque(tree.type_name, _lift(tree.args, how), _lift(tree.state, how))
     raise UntrustedType(
         f"`{how.file}`: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
         f"holdfast.restore or holdfast.open for the parts you need, or opaque=True for inert placeholders",
@@ -384,25 +422,32 @@ def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
 
 
 def _lift_state_dict(payload: Any, how: Lifting) -> Any:
-    items = lift(payload["items"], how)
+    items = _lift(payload["items"], how)
     result = collections.OrderedDict(items.items() if isinstance(items, dict) else items)
-    metadata = collections.OrderedDict(lift(payload["metadata"], how))
+    metadata = collections.OrderedDict(_lift(payload["metadata"], how))
     result._metadata = metadata  # type: ignore[attr-defined]  # where torch keeps module versions
     return result
 
 
 def _lift_record(payload: Any, how: Lifting) -> Any:
-    name, form, fields = payload["class"], payload["form"], lift(payload["fields"], how)
+    name, form, fields = payload["class"], payload["form"], _lift(payload["fields"], how)
     if name not in how.trusted:
         return Record(name, fields, form)
     cls = trusted_class(name)
-    if form == "enum":
-        return cls[fields["name"]]
-    if form == "namedtuple":
-        return cls(**fields)
-    value = cls.__new__(cls)  # as copy and pickle do: __init__ may have side effects and other arguments
-    for field, item in fields.items():
-        object.__setattr__(value, field, item)
+    try:
+        if form == "enum":
+            return cls[fields["name"]]
+        if form == "namedtuple":
+            return cls(**fields)
+        value = cls.__new__(cls)  # as copy and pickle do: __init__ may have side effects and other arguments
+        for field, item in fields.items():
+            object.__setattr__(value, field, item)
+    except (TypeError, LookupError, AttributeError) as reason:
+        raise MismatchError(
+            f"`{how.file}`: holds a {name} with the fields {', '.join(fields)}, which the class here does not take "
+            f"({type(reason).__name__}: {reason}); without trusted= it comes as a holdfast.Record",
+            file=how.file,
+        ) from reason
     return value
 
 
