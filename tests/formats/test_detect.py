@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from holdfast.errors import CorruptFile, NotFound, StorageError, UnknownFormat
 from holdfast.formats import safetensors, torchzip
@@ -24,12 +23,6 @@ from holdfast.storage.atomic import replace_file
 from holdfast.storage.source import MemorySource
 
 TREE = {"w": StoredTensor(TensorSpec("uint8", (3,)), Segment(MemorySource(b"abc"), 0, 3))}
-
-
-def legacy(protocol: int) -> bytes:
-    buffer = io.BytesIO()
-    torch.save([torch.ones(2)], buffer, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
-    return buffer.getvalue()
 
 
 def tarred(name: str) -> bytes:
@@ -46,9 +39,6 @@ def numpy_file() -> bytes:
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123456789\n"
-STREAM = (
-    "is a torch file of the stream format (before torch 1.6, or with the new zip format off); open it with torch.load"
-)
 
 OTHERS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty (0 bytes); the save or the download was cut off"),
@@ -67,11 +57,9 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "zstd": (b"\x28\xb5\x2f\xfd....", "is compressed with zstd"),
     "7z": (b"7z\xbc\xaf\x27\x1c....", "is a 7z archive"),
     "empty zip": (b"PK\x05\x06" + bytes(18), "is a zip archive, but not one of torch.save"),
-    "stream": (legacy(2), STREAM),
-    "stream of another protocol": (legacy(4), STREAM),
-    "tar of torch": (
+    "tar with a part of torch's": (
         tarred("storages"),
-        "is a tar of torch 0.1 (2016); open it with torch.load(path, weights_only=False)",
+        "is a tar archive without pickle, tensors, which a torch file of 2016 has; unpack it and open what is inside",
     ),
     "tar": (tarred("photo.jpg"), "is a tar archive; decompress it"),
     "pickle": (pickle.dumps({"a": 1}, protocol=4), "is a bare pickle (protocol 4) that torch.save did not write"),

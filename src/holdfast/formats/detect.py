@@ -7,7 +7,7 @@ import os
 import re
 
 from holdfast.errors import NotFound, UnknownFormat
-from holdfast.formats import safetensors, torchzip
+from holdfast.formats import legacy, safetensors, tar, torchzip
 from holdfast.formats.base import Container, Format
 from holdfast.formats.index import SUFFIX, find, open_index
 from holdfast.state.paths import printable
@@ -16,7 +16,7 @@ from holdfast.storage.source import ByteSource, FileSource
 HEAD = 4096
 """Bytes that are looked at."""
 
-FORMATS: tuple[Format, ...] = (torchzip, safetensors)
+FORMATS: tuple[Format, ...] = (torchzip, safetensors, legacy, tar)
 """What can be opened, in the order in which it is tried."""
 
 
@@ -74,10 +74,6 @@ def writer_for(file: str) -> Format:
 
 # ---- what else it may be ---------------------------------------------------------------------------------------------
 
-_STREAM_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""0x1950a86a20f9469cfc6c as a pickled long and STOP: how files of torch < 1.6 begin, after the protocol."""
-
-_RESAVE = "open it with torch.load(path, weights_only=True) and save it again"
 _UNPACK = "decompress it and open what is inside"
 _ELSEWHERE = "it holds no torch data; open it with the program that wrote it"
 
@@ -114,8 +110,6 @@ def identify(head: bytes) -> tuple[str, str]:
 
 
 def _tar(head: bytes) -> tuple[str, str] | None:
-    if head[:100].rstrip(b"\0/") in (b"sys_info", b"pickle", b"storages", b"tensors"):
-        return "is a tar of torch 0.1 (2016)", _RESAVE.replace("True", "False") + ", if you trust where it came from"
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
     return None
@@ -124,8 +118,6 @@ def _tar(head: bytes) -> tuple[str, str] | None:
 def _pickle(head: bytes) -> tuple[str, str] | None:
     if head[0] != 0x80 or len(head) < 2 or head[1] > 5:
         return None
-    if _STREAM_MAGIC in head[:40]:
-        return "is a torch file of the stream format (before torch 1.6, or with the new zip format off)", _RESAVE
     return (
         f"is a bare pickle (protocol {head[1]}) that torch.save did not write",
         "unpickling runs what the file says; where you trust it, load it where it was made and save its tensors",

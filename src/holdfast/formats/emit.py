@@ -17,6 +17,7 @@ import msgspec
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.arrays import plain_array, plain_scalar
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.untyped import untyped_segments
 from holdfast.spec import DTYPES, contiguous_stride
 from holdfast.state.paths import dotted, printable
 from holdfast.state.values import KINDS, Opaque, Tree, Typed
@@ -32,31 +33,39 @@ class Emitted(msgspec.Struct):
     Attributes:
         data: the bytes of ``data.pkl``.
         segments: the storages, in the order of their keys: 0, 1, ...
+        elements: how many elements each is said to have.
     """
 
     data: bytes
     segments: list[Segment]
+    elements: list[int]
 
 
-def emit(tree: Tree) -> Emitted:
+def emit(tree: Tree, *, stream: bool = False) -> Emitted:
     """Writes the pickle of a tree.
+
+    Args:
+        tree: with StoredTensor leaves.
+        stream: whether it is for the stream before 1.6: ids of storages have a sixth part, and all storages a class.
 
     Raises:
         UnsupportedValue: a value that no pickle of torch can hold; names its path.
     """
-    return _Emitter(tree).run(tree)
+    return _Emitter(tree, stream).run(tree)
 
 
 class _Emitter:
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, stream: bool) -> None:
         self._out: list[bytes] = [b"\x80\x02"]
         self._memo: dict[bytes, bytes] = {}
         self._segments: list[Segment] = []
+        self._elements: list[int] = []
+        self._bytes_as, self._id_end = ("ByteStorage", b"N") if stream else ("UntypedStorage", b"")
         self._storages: dict[int, tuple[str, bytes, bytes]] = {}
         self._around: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         self._geometries: dict[tuple[tuple[int, ...], tuple[int, ...] | None], bytes] = {}
         self._names: dict[tuple[str, str], bytes] = {}
-        self._untyped = _untyped_segments(tree)
+        self._untyped = untyped_segments(tree)
         self._path: list[Any] = []
 
     def run(self, tree: Tree) -> Emitted:
@@ -81,7 +90,7 @@ class _Emitter:
                 if above:
                     self._path.pop()
         put(_STOP)
-        return Emitted(b"".join(self._out), self._segments)
+        return Emitted(b"".join(self._out), self._segments, self._elements)
 
     def _composite(self, tree: Tree) -> Iterator[_Step]:
         cls = type(tree)
@@ -230,10 +239,11 @@ class _Emitter:
         if known is None:
             untyped = id(segment) in self._untyped
             numel = segment.length if untyped else segment.length // DTYPES[dtype].itemsize
-            name = "UntypedStorage" if untyped else str(DTYPES[dtype].storage)
-            known = (name, text(str(len(self._segments))), integer(numel))
+            name = self._bytes_as if untyped else str(DTYPES[dtype].storage)
+            known = (name, text(str(len(self._segments))), integer(numel) + self._id_end)
             self._storages[id(segment)] = known
             self._segments.append(segment)
+            self._elements.append(numel)
         name, key, numel_code = known
         around = self._around.get((name, segment.location))
         if around is None:
@@ -362,7 +372,7 @@ _KINDS: dict[str, Callable[[_Emitter, Any], Iterator[_Step]]] = {
     "numpy.scalar": _Emitter._scalar,
     "numpy.array": _Emitter._array,
     "parameter": _Emitter._parameter,
-    "tensor": _Emitter._attributed,
+    "attributed": _Emitter._attributed,
     "conj": lambda self, payload: self._lazy(payload, ("conj",)),
     "neg": lambda self, payload: self._lazy(payload, ("neg",)),
     "sparse": _Emitter._sparse,
@@ -420,30 +430,3 @@ def text(value: str) -> bytes:
 
 def _bool(value: bool) -> bytes:
     return b"\x88" if value else b"\x89"
-
-
-def _untyped_segments(tree: Tree) -> set[int]:
-    """Segments that no storage class fits: a dtype without one, several dtypes, or a length between two elements."""
-    dtypes: dict[int, str] = {}
-    untyped: set[int] = set()
-    for leaf in _leaves(tree):
-        row, segment = DTYPES[leaf.spec.dtype], leaf.segment
-        if dtypes.setdefault(id(segment), row.name) != row.name or not row.storage or segment.length % row.itemsize:
-            untyped.add(id(segment))
-    return untyped
-
-
-def _leaves(tree: Tree) -> Iterator[StoredTensor]:
-    """Every tensor of a tree, however deep, keys and all."""
-    rest = [tree]
-    while rest:
-        item = rest.pop()
-        cls = type(item)
-        if cls is StoredTensor:
-            yield item
-        elif cls is dict:
-            rest.extend(item.values())
-        elif cls is list:
-            rest.extend(item)
-        elif cls is Typed:
-            rest.append(item.payload)

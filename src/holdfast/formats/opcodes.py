@@ -30,6 +30,7 @@ class Machine:
         self.file = file
         self.names: dict[tuple[str, str], Global] = {}
         self.memo: dict[int, Node] = {}
+        self.outside: list[Persistent] = []
 
     def wrong(self, pos: int, reason: Exception) -> CorruptFile:
         if pos >= len(self.data):
@@ -61,6 +62,12 @@ class Machine:
             modern = _MODULES.get(module, module)
             found = self.names[module, name] = Global(modern, name, f"{modern}.{name}")
         return found
+
+    def persistent(self, name: Node) -> Persistent:
+        """The node of something outside the pickle."""
+        node = Persistent(name)
+        self.outside.append(node)
+        return node
 
     def integer(self, pos: int, data: bytes) -> int:
         """A little-endian integer of any length below the limit."""
@@ -330,7 +337,7 @@ SIMPLE: dict[int, Simple] = {
         "F": _textual(lambda machine, pos, text: float(text)),
         "S": _textual(_quoted),
         "V": _textual(lambda machine, pos, text: str(text, "raw-unicode-escape")),
-        "P": _textual(lambda machine, pos, text: Persistent(text.decode())),
+        "P": _textual(lambda machine, pos, text: machine.persistent(text.decode())),
         "g": _textual(_text_get),
         "p": _text_put,
         "j": _long_get,

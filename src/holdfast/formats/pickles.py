@@ -24,11 +24,13 @@ class Parsed(msgspec.Struct):
         root: its value.
         end: the first byte after it.
         globals: every name that it would import, in the order of the file.
+        outside: every reference to something outside it, in the order of the file.
     """
 
     root: Node
     end: int
     globals: list[Global]
+    outside: list[Persistent]
 
 
 def parse(data: bytes, file: str, *, start: int = 0) -> Parsed:
@@ -45,7 +47,7 @@ def parse(data: bytes, file: str, *, start: int = 0) -> Parsed:
     """
     machine = Machine(data, file)
     root, end = _run(machine, start)
-    return Parsed(root, end, list(machine.names.values()))
+    return Parsed(root, end, list(machine.names.values()), machine.outside)
 
 
 def _run(machine: Machine, pos: int) -> tuple[Node, int]:  # noqa: C901  # one branch an opcode
@@ -89,7 +91,7 @@ def _run(machine: Machine, pos: int) -> tuple[Node, int]:  # noqa: C901  # one b
                 args = stack.pop()
                 stack[-1] = Call(stack[-1], args)
             elif op == 0x51:  # BINPERSID
-                stack[-1] = Persistent(stack[-1])
+                stack[-1] = machine.persistent(stack[-1])
             elif op == 0x29:  # EMPTY_TUPLE
                 stack.append(())
             elif op == 0x2E:  # STOP

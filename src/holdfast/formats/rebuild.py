@@ -12,23 +12,20 @@ from collections.abc import Callable, Generator
 import msgspec
 
 from holdfast.errors import CorruptFile, RefusedFile
-from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.base import StoredTensor
 from holdfast.formats.forms import FORMS, TORCH_NAMES
 from holdfast.formats.nodes import Call, Dict, Global, Node, Persistent, Set
 from holdfast.formats.parts import Parts
 from holdfast.formats.pickles import parse
-from holdfast.formats.tensors import TensorPlacer, checked_spec, stored_tensor
+from holdfast.formats.storages import Known, StorageOf, Storages, class_named
+from holdfast.formats.tensors import TensorPlacer, checked_spec, needed_bytes, stored_tensor
 from holdfast.spec import BY_STORAGE, DTYPES, TensorSpec
 from holdfast.state.paths import printable
 from holdfast.state.values import ATOMS, MAX_DEPTH, Opaque, Tree, Typed
 from holdfast.storage.source import shown
 
-StorageOf = Callable[[str, str, int], Segment]
-"""(key, location, bytes) -> the segment; raises CorruptFile when the container has no such storage of that length."""
-
 BASE_NODES, NODES_PER_BYTE = 100_000, 4
 """Values that a tree may have once everything shared is counted as often as it occurs: a base, and so many a byte."""
-_STORAGE_MODULES = frozenset({"torch", "torch.cuda", "torch.storage"})
 _Building = Generator[Node, Tree, Tree]
 
 
@@ -57,14 +54,6 @@ class _Frame(msgspec.Struct, eq=False):
     height: int = 0
 
 
-class _Known(msgspec.Struct):
-    """A storage that was seen: its segment, and what the pickle said of it."""
-
-    segment: Segment
-    dtype: str | None
-    said: tuple[str, str, int]
-
-
 class Builder:
     """Builds the tree of one pickle.
 
@@ -75,10 +64,9 @@ class Builder:
     """
 
     def __init__(self, storage: StorageOf, file: str, budget: int) -> None:
-        self._storage = storage
         self._file = file
         self._budget = budget
-        self._storages: dict[str, _Known] = {}
+        self._storages = Storages(storage, file)
         self._done: dict[int, tuple[Tree, int, int]] = {}
         self._made: list[Node] = []  # keeps nodes of our own alive, so that no id comes twice
         self._placer = TensorPlacer(file)
@@ -186,10 +174,15 @@ class Builder:
             kind = TORCH_NAMES.get(node.path)
             return Opaque(node.path, None) if kind is None else Typed(kind, node.name)
         if cls is Persistent:
-            known = self._known(node)
+            named = class_named(node)
+            if named is not None:
+                return self._partless(named, Global)
+            if type(node.id) in (StoredTensor, Typed):  # what a container resolved before
+                return node.id
+            known = self._storages.find(node)
             dtype = known.dtype or "uint8"
-            length = known.segment.length // DTYPES[dtype].itemsize
-            data = stored_tensor(known.segment, TensorSpec(dtype, (length,)), file=self._file)
+            spec = TensorSpec(dtype, (known.length // DTYPES[dtype].itemsize,))
+            data = stored_tensor(known.segment, spec, offset=known.start, file=self._file)
             return Typed("torch.storage", {"dtype": known.dtype, "data": data})
         if cls is bytearray:
             return Typed("bytearray", bytes(node))
@@ -201,7 +194,8 @@ class Builder:
         """The value of a call of a known form; an Opaque for any other."""
         if type(call.args) is not tuple:
             raise self._lie("a call whose arguments are no tuple")
-        path = call.func.path if type(call.func) is Global else None
+        func = class_named(call.func)
+        path = func.path if func is not None else None
         special = _SPECIAL.get(path) if path else None
         if special is not None:
             return (yield from special(self, call))
@@ -219,7 +213,9 @@ class Builder:
             if value is not None:
                 return value
         if path is None:
-            path = f"the result of {getattr((yield call.func), 'type_name', 'something')}"
+            func = yield call.func
+            path = f"the result of {getattr(func, 'type_name', 'something')}"
+            parts.args.insert(0, func)
         return _opaque(path, parts)
 
     def _reconstructor(self, call: Call) -> _Building:
@@ -241,13 +237,13 @@ class Builder:
         self._made.append(inner)
         data, attributes = (yield inner), (yield state)
         if cls.path == "torch.Tensor":
-            return Typed("tensor", {"data": data, "state": attributes})
+            return Typed("attributed", {"data": data, "state": attributes})
         return Opaque(cls.path, [data], attributes)
 
     def _quantized(self, call: Call) -> _Building:
         """``_rebuild_qtensor(storage, offset, size, stride, (scheme, ...), requires_grad, hooks)``."""
         storage, offset, size, stride, scheme, grad, _ = self._arguments(call, 7)
-        known = self._known(storage)
+        known = self._storages.find(storage)
         leaf = self._leaf(known, known.dtype or "", (offset, size, stride, grad))
         if type(scheme) is not tuple or not scheme or not known.dtype or known.dtype[:1] != "q":
             raise self._lie("a quantized tensor without a scheme, or of a dtype that is not quantized")
@@ -275,14 +271,22 @@ class Builder:
         if type(args) is not tuple or not 6 <= len(args) <= 7:
             raise self._lie("_rebuild_tensor_v2 takes 6 or 7 arguments")
         self._no_hooks(args[5])
-        known = self._known(args[0])
+        known = self._storages.find(args[0])
         leaf = self._leaf(known, known.dtype or "uint8", args[1:5])
         return leaf if len(args) == 6 else self._with_bits(leaf, args[6])
 
     def _strided_v1(self, call: Call) -> Tree:
         """``_rebuild_tensor(storage, offset, size, stride)``."""
         args = self._arguments(call, 4)
-        known = self._known(args[0])
+        known = self._storages.find(args[0])
+        return self._leaf(known, known.dtype or "uint8", (*args[1:], False))
+
+    def _strided_v0(self, call: Call) -> Tree:
+        """``FloatTensor(storage, offset, size, stride)``, or without arguments and with these four as its state."""
+        args = call.state if call.args == () else call.args
+        if type(args) is not tuple or len(args) != 4 or (call.built and call.args) or call.items or call.flat:
+            raise self._lie(f"{call.func.path} takes a storage, an offset, sizes and strides")
+        known = self._storages.find(args[0])
         return self._leaf(known, known.dtype or "uint8", (*args[1:], False))
 
     def _strided_v3(self, call: Call) -> Tree:
@@ -291,7 +295,7 @@ class Builder:
         if type(args) is not tuple or not 7 <= len(args) <= 8:
             raise self._lie("_rebuild_tensor_v3 takes 7 or 8 arguments")
         self._no_hooks(args[5])
-        leaf = self._leaf(self._known(args[0]), self._dtype(args[6]), args[1:5])
+        leaf = self._leaf(self._storages.find(args[0]), self._dtype(args[6]), args[1:5])
         return leaf if len(args) == 7 else self._with_bits(leaf, args[7])
 
     def _meta(self, call: Call) -> Tree:
@@ -309,14 +313,18 @@ class Builder:
             raise self._lie(f"{call.func.path} takes {count} arguments and no state")
         return call.args
 
-    def _leaf(self, known: _Known, dtype: str, place: tuple[Node, ...]) -> StoredTensor:
+    def _leaf(self, known: Known, dtype: str, place: tuple[Node, ...]) -> StoredTensor:
         """A tensor of a storage; ``place`` is offset (in elements), size, stride and requires_grad."""
         offset, size, stride, grad = place
         if type(offset) is not int or dtype not in DTYPES:
             raise self._lie(f"a tensor of {known.segment.name} with offset {offset!r:.100} and dtype {dtype!r:.100}")
         size = size if type(size) is tuple else self._sizes(size)
         stride = stride if type(stride) is tuple else self._sizes(stride)
-        return self._placer.place(known.segment, (dtype, size, stride), offset * DTYPES[dtype].itemsize, grad)
+        start = known.start + offset * DTYPES[dtype].itemsize
+        leaf = self._placer.place(known.segment, (dtype, size, stride), start, grad)
+        if known.length != known.segment.length and start + needed_bytes(leaf.spec) > known.start + known.length:
+            raise self._lie(f"a tensor {leaf.spec} that reaches past its view of {known.segment.name}")
+        return leaf
 
     def _sizes(self, node: Node) -> tuple[Node, ...]:
         """A tuple of sizes, given plainly or as a torch.Size."""
@@ -354,31 +362,6 @@ class Builder:
             raise self._lie("a tensor whose properties are no dict")
         return result
 
-    # -- storages
-
-    def _known(self, node: Node) -> _Known:
-        """The storage of a persistent id ``("storage", class, key, location, elements)``."""
-        if type(node) is not Persistent or type(node.id) is not tuple or len(node.id) != 5 or node.id[0] != "storage":
-            raise self._lie("a tensor without a storage")
-        _, cls, key, location, numel = node.id
-        known = self._storages.get(key) if type(key) is str else None
-        if known is not None and type(cls) is Global and known.said == (cls.name, location, numel):
-            return known
-        if type(cls) is not Global or type(key) is not str or type(location) is not str or type(numel) is not int:
-            raise self._lie("a storage whose id is damaged")
-        row = BY_STORAGE.get(cls.name)
-        if cls.module not in _STORAGE_MODULES or (row is None and cls.name != "UntypedStorage") or numel < 0:
-            raise self._lie(f"a storage of class {printable(cls.path)} with {numel!r:.100} elements")
-        if known is not None:
-            raise self._lie(
-                f"the storage {printable(key)} is said to be {known.said} and {(cls.name, location, numel)}: one of "
-                "them is a lie"
-            )
-        segment = self._storage(key, location, numel * (row.itemsize if row else 1))
-        known = _Known(segment, row.name if row else None, (cls.name, location, numel))
-        self._storages[key] = known
-        return known
-
     def _lie(self, what: str) -> CorruptFile:
         return CorruptFile(f"`{shown(self._file)}`: the pickle has {printable(what)}: corrupt", file=self._file)
 
@@ -396,7 +379,11 @@ _TENSORS: dict[str, Callable[[Builder, Call], Tree]] = {
     "torch._utils._rebuild_tensor_v3": Builder._strided_v3,
     "torch._utils._rebuild_tensor": Builder._strided_v1,
     "torch._utils._rebuild_meta_tensor_no_storage": Builder._meta,
+    "torch.Tensor": Builder._strided_v0,
 }
+for _row in BY_STORAGE:
+    for _home in ("torch", "torch.cuda"):
+        _TENSORS[f"{_home}.{_row.replace('Storage', 'Tensor')}"] = Builder._strided_v0
 """Forms whose arguments hold no other tensor: built at once."""
 
 _SPECIAL: dict[str, Callable[[Builder, Call], _Building]] = {

@@ -13,7 +13,7 @@ import msgspec
 from torch import nn
 
 from holdfast.errors import ArgumentError
-from holdfast.formats import safetensors, torchzip
+from holdfast.formats import legacy, safetensors, torchzip
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.objects.capture import adapt, find_objects, is_object
 from holdfast.objects.module import parameter_names
@@ -24,7 +24,7 @@ from holdfast.state.paths import dotted
 from holdfast.storage.atomic import replace_file
 from holdfast.storage.staged import StagedFile
 
-FORMATS: dict[str, ModuleType] = {"pt": torchzip, "safetensors": safetensors}
+FORMATS: dict[str, ModuleType] = {"pt": torchzip, "safetensors": safetensors, "torch-legacy": legacy}
 """What ``format=`` takes."""
 _COPY_BLOCK = 8 * 1024 * 1024
 
