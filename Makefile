@@ -37,10 +37,10 @@ docs: $(READY) ## run every code block of README.md and docs/
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 bench: $(READY) ## print the tables of benchmarks/, one script a question
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
-faults: $(READY) ## the long tests: kills, power cuts and full disks at every call
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m long $(ARGS)
+faults: $(READY) ## kills, power cuts and full disks at every call, the long ones too
+	$(BIN)/python -m pytest tests/faults -n auto --maxprocesses 4 -m "" $(ARGS)
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
