@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from holdfast.objects.stateful import StatefulPart, class_name
+
+swap_tensors: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors
+"""Exchanges what two tensors are; both keep their identity."""
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -35,7 +40,11 @@ class ModulePart(StatefulPart):
         return {**super().describe(), "training": self.obj.training}
 
     def targets(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in self.obj.state_dict().items() if isinstance(value, torch.Tensor)}
+        return {
+            name: value
+            for name, value in self.obj.state_dict().items()
+            if isinstance(value, torch.Tensor) and not is_lazy(value)
+        }
 
     def has_own_loader(self) -> bool:
         """Whether loading is more than copying by name: hooks, extra state, or overridden methods somewhere inside."""
@@ -43,31 +52,85 @@ class ModulePart(StatefulPart):
 
     def assign(self, state: Any) -> None:
         """Loads through torch's own path, with every hook; strict, as ``load_state_dict`` is."""
-        self.obj.load_state_dict(state)
+        self.load(state, strict=True)
 
-    def spare(self) -> Any:
-        return {
-            name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
-            for name, value in self.obj.state_dict().items()
-        }
+    def load(self, state: Any, *, strict: bool) -> tuple[list[str], list[str]]:
+        """Loads through torch's own path, with every hook; returns missing and unexpected names."""
+        incompatible = self.obj.load_state_dict(state, strict=strict)
+        return list(incompatible.missing_keys), list(incompatible.unexpected_keys)
 
-    def roll_back(self, spare: Any) -> None:
+    def materialise(self, names: Iterable[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Gives tensors of a model made on the meta device memory, without a new identity: optimizers keep them.
+
+        Returns:
+            Pairs of (the tensor, what it was), for ``torch.utils.swap_tensors`` to undo it.
+        """
+        swapped = []
+        owned = dict(self.obj.named_parameters(remove_duplicate=False)) | dict(self.obj.named_buffers())
+        for name in names:
+            tensor = owned.get(name)
+            if tensor is not None and tensor.is_meta:
+                real = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    real = nn.Parameter(real, requires_grad=tensor.requires_grad)
+                swap_tensors(tensor, real)
+                swapped.append((tensor, real))
+        return swapped
+
+    def spare(self) -> list[_Before]:
+        return [_Before(module) for module in self.obj.modules()]
+
+    def roll_back(self, spare: list[_Before]) -> None:
+        for before in spare:
+            before.bring_back()
+
+
+class _Before:
+    """One module as it was before its own code loaded something: attributes, tensors and their values, extra state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._attributes = dict(vars(module))
+        self._members = [dict(members) for members in _members(module)]
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        self._values = [
+            (tensor, tensor.detach().clone()) for tensor in tensors if tensor is not None and not is_lazy(tensor)
+        ]
+        self._extra = copy.deepcopy(module.get_extra_state()) if _has_extra_state(module) else None
+
+    def bring_back(self) -> None:
+        vars(self._module).clear()
+        vars(self._module).update(self._attributes)
+        for members, before in zip(_members(self._module), self._members, strict=True):
+            members.clear()
+            members.update(before)
         with torch.no_grad():
-            for name, live in self.targets().items():
-                live.copy_(spare[name])
-        if any(not isinstance(value, torch.Tensor) for value in spare.values()):
-            self.obj.load_state_dict(spare, strict=False)  # extra state has no other way in
+            for tensor, value in self._values:
+                tensor.copy_(value)
+        if self._extra is not None:
+            self._module.set_extra_state(self._extra)
+
+
+def _members(module: nn.Module) -> list[dict[str, Any]]:
+    return [module._parameters, module._buffers, module._modules]
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    cls = type(module)
+    return cls.get_extra_state is not nn.Module.get_extra_state and cls.set_extra_state is not nn.Module.set_extra_state
+
+
+_OWN_CODE = ("load_state_dict", "_load_from_state_dict", "state_dict", "_save_to_state_dict", "set_extra_state")
+_HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
 
 
 def _loads_itself(module: nn.Module) -> bool:
-    cls = type(module)
-    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+    """Also a module that makes its state_dict itself: the tensors in there need not be those that it computes with."""
+    if any(getattr(module, hooks) for hooks in _HOOKS):
         return True
-    if cls.load_state_dict is not nn.Module.load_state_dict or cls.set_extra_state is not nn.Module.set_extra_state:
-        return True
-    loader = cls._load_from_state_dict
     # torch.nn's own overrides (batch norm) only mend files of old versions, where keys are missing
-    return loader is not nn.Module._load_from_state_dict and not loader.__module__.startswith("torch.nn.modules.")
+    methods = [(getattr(type(module), name), getattr(nn.Module, name)) for name in _OWN_CODE]
+    return any(own is not torchs and not own.__module__.startswith("torch.nn.modules.") for own, torchs in methods)
 
 
 def aliases(targets: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -19,14 +19,20 @@ BLOCK = 8 * 1024 * 1024
 """Bytes that go through CPU memory at a time when a tensor does not lie there row-major."""
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def view_memory(address: int, length: int) -> memoryview:
     """Raw memory as a writable buffer. Keeps nothing alive: the caller holds the tensor while the view is used."""
     return _from_memory(address, length, _WRITABLE) if length else memoryview(bytearray())
 
 
 def is_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's bytes can be read and written where they are: strided, on the CPU."""
-    return tensor.layout is torch.strided and tensor.device.type == "cpu"
+    """Whether the tensor's bytes can be read and written where they are: strided, on the CPU.
+
+    A tensor of a subclass may hold its elements somewhere else than its own address says.
+    """
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 class TensorMemory(MemorySource):

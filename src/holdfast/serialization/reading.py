@@ -239,12 +239,18 @@ def _fill_through_block(leaf: StoredTensor, tensor: torch.Tensor) -> None:
             target.copy_(_view(StoredTensor(leaf.spec, segment, leaf.offset), storage))
         return
     for piece, start in _pieces(target):
-        block = torch.empty(piece.shape, dtype=live_dtype(leaf.spec))
-        offset = leaf.segment.offset + leaf.offset + start * leaf.spec.itemsize
-        length = block.numel() * leaf.spec.itemsize
-        _read([ReadRequest(leaf.segment.source, offset, view_memory(block.data_ptr(), length))])
+        block = _read_block(leaf, piece.shape, start)
         with torch.no_grad():
             piece.copy_(block.real if block.is_complex() and not piece.is_complex() else block)
+
+
+def _read_block(leaf: StoredTensor, shape: Sequence[int], start: int) -> torch.Tensor:
+    """Elements of a row-major stored tensor, from the one with the number ``start``."""
+    block = torch.empty(shape, dtype=live_dtype(leaf.spec))
+    offset = leaf.segment.offset + leaf.offset + start * leaf.spec.itemsize
+    into = view_memory(block.data_ptr(), block.numel() * leaf.spec.itemsize)
+    _read([ReadRequest(leaf.segment.source, offset, into)])
+    return block
 
 
 def count_lost(leaf: StoredTensor, dtype: torch.dtype) -> int:
@@ -254,11 +260,7 @@ def count_lost(leaf: StoredTensor, dtype: torch.dtype) -> int:
         return _lost(whole, dtype)
     lost, step = 0, BLOCK // leaf.spec.itemsize
     for first in range(0, leaf.spec.numel, step):
-        spec = TensorSpec(leaf.spec.dtype, (min(step, leaf.spec.numel - first),))
-        (block,) = read_tensors(
-            [StoredTensor(spec, leaf.segment, leaf.offset + first * leaf.spec.itemsize)], Placement("cpu")
-        )
-        lost += _lost(block, dtype)
+        lost += _lost(_read_block(leaf, (min(step, leaf.spec.numel - first),), first), dtype)
     return lost
 
 
