@@ -10,13 +10,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from holdfast.errors import CorruptFile, FormatError, RefusedFile, UnknownFormat
 from holdfast.state.paths import printable
 from holdfast.storage.digest import crc32
-from holdfast.storage.source import ByteSource, MemorySource, shown
+from holdfast.storage.source import ByteSource, MadeSource, shown
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -85,10 +86,11 @@ class Archive:
     Args:
         source: the bytes.
         file: named in errors.
+        flat: whether names are taken as they are; otherwise all lie in one folder, as torch has it.
 
     Attributes:
         records: by name without the top folder (``data/0``), in the order of the central directory.
-        top: the one folder that holds everything.
+        top: the one folder that holds everything; empty when ``flat``.
 
     Raises:
         CorruptFile: parts are missing or disagree.
@@ -96,13 +98,13 @@ class Archive:
         UnknownFormat: a zip of another program.
     """
 
-    def __init__(self, source: ByteSource, file: str) -> None:
+    def __init__(self, source: ByteSource, file: str, *, flat: bool = False) -> None:
         self.source = source
         self.file = file
         count, start, size = _find_directory(source, file)
         records = _read_directory(source, file, count, start, size)
         _check_headers(source, file, records, start)
-        self.top, self.records = _rooted(records, file)
+        self.top, self.records = ("", _flat(records, file)) if flat else _rooted(records, file)
         self._left = _INFLATED_BASE + _INFLATED_FACTOR * source.size
 
     def read(self, name: str, *, limit: int) -> bytes:
@@ -121,6 +123,7 @@ class Archive:
             )
         data = self.source.read(record.start, record.packed)
         if record.method == DEFLATED:
+            self._allow(record)
             data = self._inflate(record, data)
         if record.crc and crc32(data) != record.crc:
             raise CorruptFile(
@@ -132,14 +135,16 @@ class Archive:
         return data
 
     def place(self, name: str) -> tuple[ByteSource, int]:
-        """Where a record's content is: in the file, or inflated in memory when it is first asked for."""
+        """Where a record's content is: in the file, or inflated when it is asked for and let go after that."""
         record = self.records[name]
         if record.method == STORED:
             return self.source, record.start
-        data = self._inflate(record, self.source.read(record.start, record.packed))
-        return MemorySource(data, name=self.file), 0
+        self._allow(record)
+        packed = partial(self.source.read, record.start, record.packed)
+        return MadeSource(self.file, record.size, lambda: self._inflate(record, packed())), 0
 
-    def _inflate(self, record: Record, packed: bytes) -> bytes:
+    def _allow(self, record: Record) -> None:
+        """Counts the inflated bytes of a record; refuses an archive that grows without measure."""
         if record.size > self._left:
             raise RefusedFile(
                 f"`{shown(self.file)}`: compressed records grow past {_INFLATED_FACTOR} times the file's size; "
@@ -147,6 +152,8 @@ class Archive:
                 file=self.file,
             )
         self._left -= record.size
+
+    def _inflate(self, record: Record, packed: bytes) -> bytes:
         stream = zlib.decompressobj(-15)
         try:
             data = stream.decompress(packed, record.size + 1)
@@ -360,9 +367,9 @@ def _rooted(records: Sequence[Record], file: str) -> tuple[str, dict[str, Record
     """Names without their one top folder; checks that they are plain."""
     if not any(record.name.endswith("/data.pkl") for record in records):
         some = ", ".join(shown(record.name) for record in records[:3]) or "nothing"
-        raise UnknownFormat(
-            f"`{shown(file)}`: is a zip archive but no torch file (no data.pkl): holds {some}", file=file
-        )
+        old = any("/code/" in record.name or record.name.endswith("/model.json") for record in records)
+        kind = "a TorchScript archive of a torch before 1.4" if old else "a zip archive but no torch file (no data.pkl)"
+        raise UnknownFormat(f"`{shown(file)}`: is {kind}: holds {some}", file=file)
     top = records[0].name.partition("/")[0]
     prefix = top + "/"
     found: dict[str, Record] = {}
@@ -374,14 +381,29 @@ def _rooted(records: Sequence[Record], file: str) -> tuple[str, dict[str, Record
                 f"`{shown(file)}`: {shown(name)} lies outside the folder {shown(prefix)}; a torch file has one folder",
                 file=file,
             )
-        if not _is_plain(name):
-            raise RefusedFile(f"`{shown(file)}`: a record has the unsafe name {printable(name)}", file=file)
+        _refuse_odd(name, file)
         folded.add(name.casefold())
         if name[-1] != "/":
             found[name[len(prefix) :]] = record
     if len(folded) != len(records):
         raise RefusedFile(f"`{shown(file)}`: two records have the same name (case aside): {_twice(records)}", file=file)
     return top, found
+
+
+def _flat(records: Sequence[Record], file: str) -> dict[str, Record]:
+    """Names as they are. They are keys and no files, so two may differ in case alone."""
+    found: dict[str, Record] = {}
+    for record in records:
+        _refuse_odd(record.name, file)
+        if record.name in found:
+            raise RefusedFile(f"`{shown(file)}`: two records have the same name: {shown(record.name)}", file=file)
+        found[record.name] = record
+    return found
+
+
+def _refuse_odd(name: str, file: str) -> None:
+    if not name or not _is_plain(name):
+        raise RefusedFile(f"`{shown(file)}`: a record has the unsafe name {printable(name)}", file=file)
 
 
 def _twice(records: Sequence[Record]) -> str:
