@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from holdfast.api import summary as summary
     from holdfast.api import verify as verify
     from holdfast.errors import HoldfastError as HoldfastError
-    from holdfast.policy.match import Exact as Exact
+    from holdfast.policy.policies import Exact as Exact
+    from holdfast.policy.policies import Warm as Warm
     from holdfast.policy.report import LoadReport as LoadReport
     from holdfast.runs.retention import KeepBest as KeepBest
     from holdfast.runs.retention import KeepEvery as KeepEvery
@@ -43,7 +44,7 @@ _HOME = {
     "summary": "api",
     "verify": "api",
     "HoldfastError": "errors",
-    "Exact": "policy.match",
+    "Exact": "policy.policies",
     "LoadReport": "policy.report",
     "KeepBest": "runs.retention",
     "KeepEvery": "runs.retention",
@@ -53,6 +54,7 @@ _HOME = {
     "Record": "state.values",
     "Position": "training.run",
     "Run": "training.run",
+    "Warm": "policy.policies",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (strings, sorted from the table above)

@@ -13,7 +13,7 @@ from torch import nn
 from holdfast.errors import ArgumentError, MissingPart
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.objects.builder import construct
-from holdfast.policy.match import Exact
+from holdfast.policy.policies import Exact, Policy
 from holdfast.policy.report import LoadReport
 from holdfast.runs.opening import open_any
 from holdfast.runs.verify import VerifyReport
@@ -105,7 +105,7 @@ def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[s
 def restore(
     f: Any,
     *,
-    match: Exact = Exact(),  # noqa: B008  (frozen, and the default that users should see)
+    match: Policy = Exact(),  # noqa: B008  (frozen, and the default that users should see)
     at: Mapping[str, str] | None = None,
     mode: Literal["eval", "train"] | None = None,
     hyper: Literal["file", "mine"] = "file",
@@ -121,7 +121,7 @@ def restore(
 
     Args:
         f: a path, a reference (``runs/a@best``), a binary file object, or a tree in memory.
-        match: what may differ; ``holdfast.Exact()`` wants every key and shape.
+        match: what may differ: ``holdfast.Exact()`` wants every key and shape, ``holdfast.Warm(...)`` takes what fits.
         at: where an object's part is, ``{"model": "net.encoder"}``, when it is not found by itself.
         mode: put the restored modules into ``"eval"`` or ``"train"`` mode; the report says which mode they are in.
         hyper: whose learning rate and options an optimizer goes on with: the ``"file"``'s or ``"mine"``.

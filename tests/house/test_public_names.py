@@ -20,6 +20,7 @@ NAMES = {
     "Position",
     "Record",
     "Run",
+    "Warm",
     "__version__",
     "build",
     "convert",

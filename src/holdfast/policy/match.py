@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from holdfast.errors import MismatchError
-from holdfast.policy.dtype import is_lossless
-from holdfast.policy.names import align, without_wrappers
+from holdfast.policy.dtype import judge_cast
+from holdfast.policy.names import align, policy_names
+from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import Difference, LoadReport
+from holdfast.policy.shape import may_resize
 from holdfast.spec import TensorSpec
 from holdfast.state.paths import printable
 
-
-class Exact(msgspec.Struct, frozen=True):
-    """The default policy: every key and every shape must agree.
-
-    Wrapper prefixes (DataParallel, DistributedDataParallel, torch.compile) are understood on both sides. Casts that
-    keep every value (float16 into float32) are made and reported; casts that lose some are refused.
-
-    Example:
-        >>> import holdfast, torch
-        >>> net = torch.nn.Linear(2, 1)
-        >>> saved = holdfast.save(net, "net.pt")
-        >>> holdfast.restore("net.pt", model=net, match=holdfast.Exact()).is_exact
-        True
-    """
+_AVERAGED = "n_averaged"
+"""The counter that AveragedModel keeps beside the wrapped model: part of the wrapper, not of the model."""
 
 
 class Matched(msgspec.Struct):
@@ -34,17 +24,19 @@ class Matched(msgspec.Struct):
 
     Attributes:
         pairs: live name -> stored name, for everything that will be loaded.
+        checked: live names whose cast may lose values, to be looked at before anything is written.
         report: what differs; names carry no prefix of the object.
     """
 
     pairs: dict[str, str]
+    checked: list[str]
     report: LoadReport
 
 
 def match(
     stored: Mapping[str, TensorSpec],
     live: Mapping[str, TensorSpec],
-    policy: Exact,
+    policy: Policy,
     *,
     aliases: Mapping[str, str] | None = None,
 ) -> Matched:
@@ -58,49 +50,80 @@ def match(
 
     Returns:
         The pairs and a report; the report is complete even when the policy then refuses it.
+
+    Raises:
+        MismatchError: the policy gives two names of the file one name.
     """
     aliases = aliases or {}
-    names = align(stored, live)
-    pairs: dict[str, str] = {}
-    report = LoadReport()
-    for stored_name, live_name in names.items():
-        have, want = stored[stored_name], live[live_name]
-        difference = Difference(live_name, str(have), str(want))
-        if have.shape != want.shape or not is_lossless(have.dtype, want.dtype):
-            report.mismatched.append(difference)
-            continue
-        if have.dtype != want.dtype:
-            report.cast.append(difference)
-        if stored_name != live_name:
-            report.renamed[live_name] = stored_name
-        pairs[live_name] = stored_name
-    taken = set(names)
-    filled = {aliases.get(name, name) for name in pairs}
-    report.unexpected = [name for name in stored if name not in taken]
+    names = policy_names(stored, policy)
+    aligned = align(names.values(), live)
+    found = {old: aligned[new] for old, new in names.items() if new in aligned}
+    matched = Matched({}, [], LoadReport())
+    for old, name in found.items():
+        _pair(old, name, stored[old], live[name], policy, matched)
+    _rest(names, found, live, aliases, matched)
+    report = matched.report
+    dropped = [name for name in stored if name not in names]
+    if dropped:
+        report.notes.append(f"dropped {len(dropped)} names of the file: {_some(dropped)}")
+    report.loaded = list(matched.pairs)
+    report.coverage = _coverage(live, set(matched.pairs) | set(report.tied))
+    return matched
+
+
+def _pair(old: str, name: str, have: TensorSpec, want: TensorSpec, policy: Policy, matched: Matched) -> None:
+    """Judges one pair of names."""
+    report = matched.report
+    difference = Difference(name, str(have), str(want))
+    cast = judge_cast(have.dtype, want.dtype, policy)
+    resized = have.shape != want.shape
+    if cast == "refused" or (resized and not may_resize(name, have.shape, want.shape, policy)):
+        report.mismatched.append(difference)
+        return
+    if resized:
+        report.resized.append(difference)
+    if cast != "same":
+        report.cast.append(difference)
+    if cast == "checked":
+        matched.checked.append(name)
+    if old != name:
+        report.renamed[name] = old
+    matched.pairs[name] = old
+
+
+def _rest(
+    names: Mapping[str, str],
+    found: Mapping[str, str],
+    live: Mapping[str, TensorSpec],
+    aliases: Mapping[str, str],
+    matched: Matched,
+) -> None:
+    """What has no partner on the other side."""
+    report = matched.report
+    filled = {aliases.get(name, name) for name in matched.pairs}
     refused = {item.name for item in report.mismatched}
+    report.unexpected = [name for name in names if name not in found]
     for name in live:
-        if name in pairs or name in refused:
-            continue
-        (report.tied if aliases.get(name, name) in filled else report.missing).append(name)
-    report.loaded = list(pairs)
-    report.coverage = _coverage(live, set(pairs) | set(report.tied))
-    report.suggestions = _suggestions(report)
-    return Matched(pairs, report)
+        if name not in matched.pairs and name not in refused:
+            (report.tied if aliases.get(name, name) in filled else report.missing).append(name)
+    for side, where in ((report.unexpected, "file"), (report.missing, "object")):
+        if side == [_AVERAGED] and matched.pairs:
+            side.clear()
+            report.notes.append(f"`{_AVERAGED}` of the {where}'s AveragedModel has no counterpart and is left alone")
 
 
-def check(report: LoadReport, policy: Exact, file: str, part: str) -> None:
+def check(report: LoadReport, policy: Policy, file: str, part: str) -> None:
     """Raises MismatchError when the policy does not allow what the report found.
 
-    The message shows the first difference of each kind; ``error.report`` has all of them.
+    The message shows the first differences of each kind; ``error.report`` has all of them.
     """
-    if report.is_exact:
+    if isinstance(policy, Warm):
+        reasons = _warm_reasons(report, policy)
+    else:
+        reasons = [] if report.is_exact else _differences(report)
+    if not reasons:
         return
-    reasons = [str(item) for item in report.mismatched[:3]]
-    if report.missing:
-        reasons.append(f"the file lacks {_some(report.missing)}")
-    if report.unexpected:
-        reasons.append(f"the object lacks {_some(report.unexpected)}")
-    hint = f" ({report.suggestions[0]})" if report.suggestions else ""
+    hint = f". Try {report.suggestions[0]}" if report.suggestions else ""
     error = MismatchError(
         f"`{file}`: does not fit `{part}`, nothing was changed: {'; '.join(reasons)}{hint}", file=file, path=part
     )
@@ -108,7 +131,28 @@ def check(report: LoadReport, policy: Exact, file: str, part: str) -> None:
     raise error
 
 
-def _some(names: list[str]) -> str:
+def _warm_reasons(report: LoadReport, policy: Warm) -> list[str]:
+    if not report.loaded:
+        return ["no name of the file is a name of the object with its shape", *_differences(report)]
+    if report.coverage < policy.min_coverage:
+        found, wanted = f"{report.coverage:.1%}", f"min_coverage={policy.min_coverage:g}"
+        reason = f"only {found} of the elements are in the file, {wanted} asks for more (lower it if that is meant)"
+        return [reason, *_differences(report)]
+    return []
+
+
+def _differences(report: LoadReport) -> list[str]:
+    reasons = [str(item) for item in report.mismatched[:3]]
+    if len(report.mismatched) > 3:
+        reasons.append(f"{len(report.mismatched) - 3} more differ")
+    if report.missing:
+        reasons.append(f"the file lacks {_some(report.missing)}")
+    if report.unexpected:
+        reasons.append(f"the object lacks {_some(report.unexpected)}")
+    return reasons
+
+
+def _some(names: Sequence[str]) -> str:
     shown = ", ".join(f"`{printable(name)}`" for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -116,15 +160,3 @@ def _some(names: list[str]) -> str:
 def _coverage(live: Mapping[str, TensorSpec], filled: set[str]) -> float:
     total = sum(spec.numel for spec in live.values())
     return sum(live[name].numel for name in filled) / total if total else 1.0
-
-
-def _suggestions(report: LoadReport) -> list[str]:
-    if report.loaded or not report.unexpected or not report.missing:
-        return []
-    wanted = {without_wrappers(name) for name in report.missing}
-    for name in report.unexpected:
-        segments = name.split(".")
-        for cut in range(1, len(segments)):
-            if ".".join(segments[cut:]) in wanted:
-                return [f"names in the file begin with {'.'.join(segments[:cut])!r}: restore that part with at="]
-    return ["no name of the file is a name of the object: is this the right file, or the right part of it (at=)?"]
