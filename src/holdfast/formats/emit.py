@@ -80,7 +80,12 @@ class _Emitter:
                     put(self._tensor(child))
                     self._path.pop()
                 elif cls in _ATOMS:
-                    put(_ATOMS[cls](self, child))
+                    try:
+                        put(_ATOMS[cls](self, child))
+                    except OverflowError:
+                        self._path.append(key)
+                        what = "an integer of more than 255 bytes; torch.load can't read it. Store it as text"
+                        raise self._unsupported(what) from None
                 else:
                     self._path.append(key)
                     above.append(self._composite(child))
@@ -137,12 +142,6 @@ class _Emitter:
         first = self._shared(code)
         self._names[module, name] = self._shared(code)
         return first
-
-    def _integer(self, value: int) -> bytes:
-        try:
-            return integer(value)
-        except OverflowError:
-            raise self._unsupported("an integer of more than 255 bytes; torch.load can't read it") from None
 
     def _bytes(self, value: bytes) -> bytes:
         encode = self._name("_codecs", "encode")
@@ -344,7 +343,7 @@ class _Emitter:
 _ATOMS: dict[type, Callable[[_Emitter, Any], bytes]] = {
     type(None): lambda _, value: b"N",
     bool: lambda _, value: _bool(value),
-    int: _Emitter._integer,
+    int: lambda _, value: integer(value),
     float: lambda _, value: real(value),
     complex: _Emitter._complex,
     str: lambda _, value: text(value),
