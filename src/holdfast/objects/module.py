@@ -10,22 +10,44 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from holdfast.objects.stateful import StatefulPart, class_name
+from holdfast.objects.stateful import StatefulPart
 
 swap_tensors: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors
 """Exchanges what two tensors are; both keep their identity."""
 
 
+def _inner(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """The name and the module inside a wrapper; None for a module of the user's own."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module", module.module
+    inner = module.__dict__.get("_modules", {}).get("_orig_mod")
+    # what torch.compile returns; naming its class would import the compiler
+    return ("_orig_mod", inner) if isinstance(inner, nn.Module) else None
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The user's own module inside wrappers, in any nesting."""
-    while True:
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            wrapped: nn.Module = module.module
-            module = wrapped
-        elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            module = inner  # what torch.compile returns; naming its class would import the compiler
-        else:
-            return module
+    while (found := _inner(module)) is not None:
+        module = found[1]
+    return module
+
+
+def clean_state(module: nn.Module) -> Any:
+    """``state_dict()`` under the names that the user's classes give, also where a part inside is wrapped."""
+    state: Any = module.state_dict()
+    wrapped = [(path, found[0]) for path, part in module.named_modules() if (found := _inner(part)) is not None]
+    if not wrapped:
+        return state
+    segments = {(*(path.split(".") if path else ()), name) for path, name in wrapped}
+
+    def clean(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for end, part in enumerate(parts, 1) if tuple(parts[:end]) not in segments)
+
+    cleaned = type(state)((clean(name), value) for name, value in state.items())
+    if hasattr(state, "_metadata"):
+        cleaned._metadata = {clean(name): value for name, value in state._metadata.items()}
+    return cleaned
 
 
 class ModulePart(StatefulPart):
@@ -35,6 +57,9 @@ class ModulePart(StatefulPart):
 
     def __init__(self, obj: nn.Module) -> None:
         super().__init__(unwrap(obj))
+
+    def capture(self) -> Any:
+        return clean_state(self.obj)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "training": self.obj.training}
@@ -155,8 +180,3 @@ def parameter_names(modules: dict[str, nn.Module]) -> dict[int, str]:
         for name, parameter in unwrap(module).named_parameters():
             names.setdefault(id(parameter), prefix + name)
     return names
-
-
-def module_class_name(module: nn.Module) -> str:
-    """The full name of the user's class, without wrappers."""
-    return class_name(unwrap(module))

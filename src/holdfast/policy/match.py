@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,7 +12,7 @@ from holdfast.policy.dtype import judge_cast
 from holdfast.policy.names import align, policy_names
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import Difference, LoadReport
-from holdfast.policy.shape import may_resize
+from holdfast.policy.shape import common_box, may_resize
 from holdfast.spec import TensorSpec
 from holdfast.state.paths import printable
 
@@ -67,7 +68,7 @@ def match(
     if dropped:
         report.notes.append(f"dropped {len(dropped)} names of the file: {_some(dropped)}")
     report.loaded = list(matched.pairs)
-    report.coverage = _coverage(live, set(matched.pairs) | set(report.tied))
+    report.coverage = _coverage(stored, live, matched)
     return matched
 
 
@@ -157,6 +158,10 @@ def _some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _coverage(live: Mapping[str, TensorSpec], filled: set[str]) -> float:
+def _coverage(stored: Mapping[str, TensorSpec], live: Mapping[str, TensorSpec], matched: Matched) -> float:
+    """Loaded elements / live elements; of a resized tensor only the part that both have counts."""
     total = sum(spec.numel for spec in live.values())
-    return sum(live[name].numel for name in filled) / total if total else 1.0
+    loaded = sum(live[name].numel for name in matched.report.tied)
+    for name, old in matched.pairs.items():
+        loaded += math.prod(common_box(stored[old].shape, live[name].shape))
+    return loaded / total if total else 1.0

@@ -76,6 +76,7 @@ class LoadReport(msgspec.Struct):
             ("unexpected in the file", self.unexpected),
             ("mismatched", [str(item) for item in self.mismatched]),
             ("renamed", [f"{live} <- {stored}" for live, stored in self.renamed.items()]),
+            ("resized: the common part is loaded", [str(item) for item in self.resized]),
             ("cast", [str(item) for item in self.cast]),
             ("tied", self.tied),
             ("in the file, not asked for", self.unused),

@@ -15,6 +15,7 @@ from holdfast.policy.match import check, match
 from holdfast.policy.names import align, policy_names, without_wrappers
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import LoadReport
+from holdfast.policy.shape import common_box
 from holdfast.serialization.lowering import DTYPE_NAMES
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import child, keys
@@ -72,7 +73,7 @@ def leading_part(leaf: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     """The part of a stored tensor that a live one of ``shape`` has room for: the same bytes, seen smaller."""
     if leaf.spec.shape == shape:
         return leaf
-    box = tuple(min(pair) for pair in zip(leaf.spec.shape, shape, strict=True))
+    box = common_box(leaf.spec.shape, shape)
     stride = leaf.spec.stride or contiguous_stride(leaf.spec.shape)
     spec = TensorSpec(leaf.spec.dtype, box, stride)
     return StoredTensor(TensorSpec(spec.dtype, box) if spec.is_contiguous else spec, leaf.segment, leaf.offset)
