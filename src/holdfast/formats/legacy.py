@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment
-from holdfast.formats.emit import Emitted, emit, integer, text
+from holdfast.formats.emit import emit, integer, text
 from holdfast.formats.nodes import Global
 from holdfast.formats.pickles import Parsed, parse
 from holdfast.formats.rebuild import BASE_NODES, NODES_PER_BYTE, Builder
@@ -37,10 +37,9 @@ PICKLE_LIMIT = 256 << 20
 _FIRST_WINDOW = 1 << 16
 _BINARY_MAGIC = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b"."
 _TEXT_MAGIC = b"L%dL\n." % MAGIC
-_EXACT = frozenset(
-    "bytearray conj counter dict meta neg ordered_dict parameter quantized set sparse state_dict tensor tuple "
-    "torch.Size torch.device torch.dtype torch.layout torch.qscheme torch.storage".split()
-)
+_EXACT = frozenset({"bytearray", "conj", "counter", "dict", "meta", "neg", "ordered_dict", "parameter", "quantized"})
+_EXACT |= {"set", "sparse", "state_dict", "tensor", "tuple", "torch.Size", "torch.device", "torch.dtype"}
+_EXACT |= {"torch.layout", "torch.qscheme", "torch.storage"}
 """Kinds of values that a torch pickle holds as what they are."""
 
 log = logging.getLogger("holdfast")
@@ -217,21 +216,25 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
     emitted = emit(document.tree, stream=True)
     if any(segment.swapped and segment.length for segment in emitted.segments):
         raise UnsupportedValue(f"`{shown(staged.path)}`: a torch stream is little-endian, the tensors are not")
-    requests = _requests(emitted)
+    requests = stream_requests(emitted.data, list(zip(emitted.elements, emitted.segments, strict=True)))
     staged.allocate(sum(request.size for request in requests))
     staged.write(requests, digest=False)
     return {"notes": _notes(document)}
 
 
-def _requests(emitted: Emitted) -> list[WriteRequest]:
-    order = sorted(range(len(emitted.segments)), key=str)
+def stream_requests(pickle: bytes, storages: Sequence[tuple[int, Segment]]) -> list[WriteRequest]:
+    """Everything that a stream consists of, and where it goes.
+
+    Args:
+        pickle: the object; the keys of its storages are "0", "1", ...
+        storages: elements and bytes of each.
+    """
+    order = sorted(range(len(storages)), key=str)
     keys = b"\x80\x02](" + b"".join([text(str(index)) for index in order]) + b"e."
-    before = [_pickled(integer(MAGIC)), _pickled(integer(PROTOCOL)), _pickled(_system()), emitted.data, keys]
-    frame, at = b"".join(before), 0
+    frame, at = b"".join([_pickled(integer(MAGIC)), _pickled(integer(PROTOCOL)), _pickled(_system()), pickle, keys]), 0
     requests: list[WriteRequest] = []
-    for index in order:
-        segment = emitted.segments[index]
-        frame += emitted.elements[index].to_bytes(8, "little")
+    for elements, segment in [storages[index] for index in order]:
+        frame += elements.to_bytes(8, "little")
         if segment.length:
             requests.append(WriteRequest(at, frame))
             at += len(frame)
