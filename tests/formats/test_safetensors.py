@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from holdfast.errors import ArgumentError, CorruptFile, UnknownFormat, UnsupportedValue
 from holdfast.formats import safetensors
 from holdfast.formats.base import Document, Segment, StoredTensor
-from holdfast.formats.packing import RowMajor, Swapped, gather, pack
+from holdfast.formats.packing import Swapped, gather, pack, row_major
 from holdfast.formats.safetensors import write_tensors
 from holdfast.spec import CHUNK, DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.values import Typed
@@ -337,7 +337,7 @@ def test_gather_agrees_with_index_arithmetic(spec: TensorSpec) -> None:
         at = size * sum(place * step for place, step in zip(index, spec.stride or (), strict=True))
         wanted += data[at : at + size]
     assert bytes(gather(data, spec)) == wanted
-    rows = RowMajor(MemorySource(data), spec)
+    rows = row_major(MemorySource(data), spec)
     half = rows.size // 2
     for _ in range(2):  # read once it forgets, and can be read again
         assert rows.read(half, rows.size - half) + rows.read(0, half) == wanted[half:] + wanted[:half]

@@ -36,6 +36,8 @@ _RATIO = 1032
 _INFLATED_BASE, _INFLATED_FACTOR = 64 << 20, 32
 """Inflated bytes that an archive may have: a base and a multiple of its size."""
 _WINDOW = 1 << 18
+_SLACK = 1 << 10
+"""Bytes that deflate may add to what it can't shrink, for the beginning of a record."""
 
 
 class Record(msgspec.Struct):
@@ -134,6 +136,18 @@ class Archive:
             )
         return data
 
+    def head(self, name: str, length: int) -> bytes:
+        """The first bytes of a record, as many as there are up to ``length``; its CRC is not checked."""
+        record = self.records[name]
+        length = min(length, record.size)
+        if record.method == STORED:
+            return self.source.read(record.start, length)
+        packed = self.source.read(record.start, min(record.packed, length + _SLACK))
+        try:
+            return zlib.decompressobj(-15).decompress(packed, length) if length else b""
+        except zlib.error as reason:
+            raise self._uninflatable(record, str(reason)) from None
+
     def place(self, name: str) -> tuple[ByteSource, int]:
         """Where a record's content is: in the file, or inflated when it is asked for and let go after that."""
         record = self.records[name]
@@ -162,13 +176,16 @@ class Archive:
         else:
             problem = "its length differs" if len(data) != record.size or not stream.eof or stream.unused_data else ""
         if problem:
-            raise CorruptFile(
-                f"`{shown(self.file)}`: at byte {record.start:,} the compressed record {shown(record.name)} can't be "
-                f"inflated to {record.size:,} bytes: {problem}",
-                file=self.file,
-                offset=record.start,
-            )
+            raise self._uninflatable(record, problem)
         return data
+
+    def _uninflatable(self, record: Record, problem: str) -> CorruptFile:
+        return CorruptFile(
+            f"`{shown(self.file)}`: at byte {record.start:,} the compressed record {shown(record.name)} can't be "
+            f"inflated to {record.size:,} bytes: {problem}",
+            file=self.file,
+            offset=record.start,
+        )
 
 
 def _find_directory(source: ByteSource, file: str) -> tuple[int, int, int]:
@@ -402,7 +419,7 @@ def _flat(records: Sequence[Record], file: str) -> dict[str, Record]:
 
 
 def _refuse_odd(name: str, file: str) -> None:
-    if not name or not _is_plain(name):
+    if not name or not is_plain(name):
         raise RefusedFile(f"`{shown(file)}`: a record has the unsafe name {printable(name)}", file=file)
 
 
@@ -416,7 +433,7 @@ def _twice(records: Sequence[Record]) -> str:
     return ""
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Relative, printable, and without empty, ``.`` or ``..`` parts; a folder's own entry may end with a slash."""
     if not name.isprintable() or "\\" in name:
         return False

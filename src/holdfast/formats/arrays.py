@@ -30,6 +30,21 @@ _STRUCT = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2
 _WORDS = {2: "H", 4: "I", 8: "Q"}
 
 
+_CODES = {dtype: code for code, dtype in _TORCH.items()}
+
+
+def torch_dtype(code: str) -> str | None:
+    """The torch dtype of a numpy code, or None where torch has none."""
+    match = CODE.fullmatch(code)
+    return _TORCH.get(match[1] + match[2]) if match else None
+
+
+def numpy_code(dtype: str) -> str | None:
+    """The little-endian numpy code of a torch dtype, or None where numpy has none (bfloat16, float8)."""
+    code = _CODES.get(dtype)
+    return None if code is None else ("|" if code[1:] == "1" else "<") + code
+
+
 def itemsize(code: str) -> int | None:
     """Bytes of one item, or None for a dtype that is not plain."""
     match = CODE.fullmatch(code)

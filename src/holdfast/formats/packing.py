@@ -9,7 +9,6 @@ large storage that no tensor uses are left behind.
 from __future__ import annotations
 
 import itertools
-import threading
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -19,10 +18,11 @@ import msgspec
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import StoredTensor
 from holdfast.formats.safetensors_header import RESERVED, shown
+from holdfast.formats.tensors import needed_bytes
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
 from holdfast.state.values import Tree
-from holdfast.storage.source import ByteSource, SubSource, check_inside
+from holdfast.storage.source import ByteSource, MadeSource, SubSource, check_inside
 
 _ITEM: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """Formats of memoryview and array by item size."""
@@ -144,11 +144,12 @@ def _pack_cluster(members: list[_Member], packing: Packing, taken: set[str]) -> 
         source, start = Swapped(SubSource(source, start, high - low), _common_unit(members)), 0
     alike = all(_same_view(leaf, first) for _, leaf in members)
     cover = _covering(members, low, high)
-    gathered = cover is None and alike and _can_gather(first.spec)
+    held = DTYPES[first.spec.dtype].safetensors is not None
+    gathered = cover is None and alike and held and can_gather(first.spec)
     if cover is not None:
         entry = Packed(cover[0], cover[1].spec.dtype, cover[1].spec.shape, source, start, high - low)
     elif gathered:
-        rows = RowMajor(SubSource(source, start, high - low), first.spec)
+        rows = row_major(SubSource(source, start, high - low), first.spec)
         entry = Packed(name, first.spec.dtype, first.spec.shape, rows, 0, rows.size)
     else:
         if not alike:
@@ -175,9 +176,9 @@ def _same_view(leaf: StoredTensor, other: StoredTensor) -> bool:
     return leaf.offset == other.offset and leaf.spec == other.spec
 
 
-def _can_gather(spec: TensorSpec) -> bool:
+def can_gather(spec: TensorSpec) -> bool:
     """Whether each element has bytes of its own, so that a row-major copy is no larger and loses no sharing."""
-    if spec.stride is None or not DTYPES[spec.dtype].safetensors:
+    if spec.stride is None:
         return False
     reach = 0
     for step, size in sorted(zip(spec.stride, spec.shape, strict=True)):
@@ -269,49 +270,28 @@ class Swapped:
         """Nothing to let go of: the source is the caller's."""
 
 
-class RowMajor:
-    """The row-major bytes of a strided tensor.
-
-    They are gathered when the first is asked for and let go when all have been handed out, which is when the one
-    writer has written them: one such tensor is in memory for each writing thread, not all of a file.
+def row_major(source: ByteSource, spec: TensorSpec) -> ByteSource:
+    """The row-major bytes of a strided tensor, gathered when they are asked for.
 
     Args:
         source: the tensor's bytes, from its first element to its last.
         spec: dtype, shape and stride; no two elements may overlap.
     """
+    return MadeSource(source.name, spec.nbytes, lambda: gather(source.read(0, source.size), spec))
 
-    def __init__(self, source: ByteSource, spec: TensorSpec) -> None:
-        self.name = source.name
-        self._source = source
-        self._spec = spec
-        self._lock = threading.Lock()
-        self._rows: memoryview | None = None
-        self._left = 0
 
-    @property
-    def size(self) -> int:
-        return self._spec.nbytes
+def tensor_bytes(leaf: StoredTensor, *, as_it_lies: bool = False) -> ByteSource:
+    """The little-endian bytes of a tensor's elements in row-major order.
 
-    def read(self, offset: int, length: int) -> bytes:
-        check_inside(self.name, self.size, offset, length)
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        check_inside(self.name, self.size, offset, buffer.nbytes)
-        with self._lock:
-            if self._rows is None:
-                self._rows = memoryview(gather(self._source.read(0, self._source.size), self._spec))
-                self._left = self.size
-            rows = self._rows
-            self._left -= buffer.nbytes
-            if self._left <= 0:
-                self._rows = None
-        buffer[:] = rows[offset : offset + buffer.nbytes]
-
-    def close(self) -> None:
-        """Nothing to let go of: the source is the caller's."""
+    Args:
+        leaf: no two of its elements may overlap, unless ``as_it_lies``.
+        as_it_lies: give the bytes from the first element to the last in the order in which they are stored.
+    """
+    spec, segment = leaf.spec, leaf.segment
+    source: ByteSource = SubSource(segment.source, segment.offset + leaf.offset, needed_bytes(spec))
+    if segment.swapped:
+        source = Swapped(source, _unit(spec.dtype))
+    return source if as_it_lies or spec.is_contiguous else row_major(source, spec)
 
 
 def gather(data: bytes | bytearray | memoryview, spec: TensorSpec) -> bytearray:

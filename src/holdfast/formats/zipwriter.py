@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 
 import msgspec
+import xxhash
 
 from holdfast.formats.archive import (
     BIG,
@@ -93,22 +94,23 @@ class Planned(msgspec.Struct):
         return struct.pack("<HH", 1, len(numbers)) + numbers
 
 
-def plan(records: Sequence[tuple[str, int]], top: str) -> list[Planned]:
+def plan(records: Sequence[tuple[str, int]], top: str, *, alignment: int = ALIGNMENT) -> list[Planned]:
     """Positions for records, in their order.
 
     Args:
         records: names inside the folder, and bytes.
-        top: the folder.
+        top: the folder; empty for none.
+        alignment: the bytes of each record begin at a multiple of this, at most 65,536.
     """
     planned: list[Planned] = []
-    prefix = top.encode() + b"/"
+    prefix = top.encode() + b"/" if top else b""
     at = 0
     for inner, size in records:
         name = prefix + inner.encode()
         start = at + LOCAL.size + len(name) + 4
         if at >= BIG or size >= BIG:
             start += 4 + (16 if size >= BIG else 0) + (8 if at >= BIG else 0)
-        start += -start % ALIGNMENT
+        start += -start % alignment
         record = Planned(name, size, at, start)
         planned.append(record)
         at = record.end
@@ -132,3 +134,10 @@ def directory_size(planned: Sequence[Planned]) -> int:
     entries = sum(CENTRAL.size + len(record.name) for record in planned)
     wide = sum(len(record.wide()) for record in planned if record.size >= BIG or record.header >= BIG)
     return entries + wide + END64.size + LOCATOR.size + END.size
+
+
+def serialization_id(planned: Sequence[Planned]) -> bytes:
+    """40 digits out of the records' names and checksums, as torch has them; torch logs them and never compares."""
+    names = xxhash.xxh64_intdigest(b"\0".join([record.name for record in planned]))
+    sums = xxhash.xxh64_intdigest(b"".join([record.crc.to_bytes(4, "little") for record in planned]))
+    return b"%020d%020d" % (names, sums)

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
@@ -219,7 +219,8 @@ class StreamSource:
         self._lock = threading.Lock()
         try:
             self._start = stream.tell()
-            self._size = stream.seek(0, os.SEEK_END) - self._start
+            stream.seek(0, os.SEEK_END)
+            self._size = stream.tell() - self._start
             stream.seek(self._start)
             binary = isinstance(stream.read(0), bytes)
         except (AttributeError, OSError, TypeError, ValueError) as error:
@@ -295,6 +296,52 @@ class SubSource:
 
     def close(self) -> None:
         """Nothing to let go of: the source is the caller's."""
+
+
+class MadeSource:
+    """Bytes that are made when the first of them is asked for, and let go when all have been handed out.
+
+    So a file of many compressed or rearranged tensors has one of them in memory for each reading thread, not all.
+    Whoever reads twice pays twice.
+
+    Args:
+        name: what messages call it.
+        size: bytes that ``make`` returns.
+        make: makes them; called by one thread at a time.
+    """
+
+    def __init__(self, name: str, size: int, make: Callable[[], bytes | bytearray]) -> None:
+        self.name = name
+        self._size = size
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: memoryview | None = None
+        self._left = 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self._size, offset, length)
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self._size, offset, buffer.nbytes)
+        with self._lock:
+            if self._made is None:
+                self._made = memoryview(self._make())
+                self._left = self._size
+            made = self._made
+            self._left -= buffer.nbytes
+            if self._left <= 0:
+                self._made = None
+        byte_view(buffer)[:] = made[offset : offset + buffer.nbytes]
+
+    def close(self) -> None:
+        """Nothing to let go of: what it is made of is the caller's."""
 
 
 def open_source(path: str | os.PathLike[str]) -> FileSource:
