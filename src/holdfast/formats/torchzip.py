@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import xxhash
 
 from holdfast.errors import CorruptFile, UnknownFormat, UnsupportedValue
 from holdfast.formats.archive import Archive
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.formats.emit import emit
 from holdfast.formats.rebuild import build_tree
 from holdfast.formats.tensors import TensorPlacer
-from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_size, plan
+from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_size, plan, serialization_id
 from holdfast.spec import CHUNK
 from holdfast.state.encoding import from_json, to_json
 from holdfast.state.paths import printable
@@ -89,7 +89,8 @@ def open(source: ByteSource, file: str) -> TorchZip:  # noqa: A001 - a Format's 
         RefusedFile: ambiguous, or past a limit.
         UnknownFormat: a zip of another kind.
     """
-    return TorchZip(source, file)
+    with collector_paused:
+        return TorchZip(source, file)
 
 
 class TorchZip(Container):
@@ -112,6 +113,10 @@ class TorchZip(Container):
         self._read = {"data.pkl", "version", "byteorder", _RECORD}
 
     def document(self) -> Document:
+        with collector_paused:
+            return self._document()
+
+    def _document(self) -> Document:
         own = self._own
         if own is None:
             return Document(build_tree(self._pickle, self._storage, f"{self.file}"))
@@ -259,6 +264,12 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
     Raises:
         UnsupportedValue: a value that a torch file can't hold.
     """
+    with collector_paused:
+        _write(staged, document, top)
+    return {"notes": []}
+
+
+def _write(staged: StagedFile, document: Document, top: str) -> None:
     emitted = emit(document.tree)
     segments, own = _own_record(document, emitted.segments, emitted.data)
     contents: dict[str, bytes | Segment] = {
@@ -275,7 +286,6 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
     planned = plan(lengths, top)
     staged.allocate(planned[-1].end + directory_size(planned))
     _Writing(staged, own, dict(zip(contents, planned, strict=True))).run(contents)
-    return {"notes": []}
 
 
 def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -> tuple[list[Segment], _Own]:
@@ -372,7 +382,7 @@ class _Writing:
             return data
         if name == _RECORD:
             return _sealed(self._own)
-        return _serialization_id(before) if name == ".data/serialization_id" else content
+        return serialization_id(before) if name == ".data/serialization_id" else content
 
     def _keep(self, name: str, chunks: Sequence[str]) -> None:
         """Puts the digests of a storage into our record."""
@@ -388,10 +398,3 @@ class _Writing:
         """Writes what has gathered; what comes next goes to ``next_at``."""
         self._staged.write([WriteRequest(self._at, b"".join(self._block))], digest=False)
         self._at, self._block, self._size = next_at, [], 0
-
-
-def _serialization_id(planned: Sequence[Planned]) -> bytes:
-    """40 digits out of the records' names and checksums, as torch has them; torch logs them and never compares."""
-    names = xxhash.xxh64_intdigest(b"\0".join([record.name for record in planned]))
-    sums = xxhash.xxh64_intdigest(b"".join([record.crc.to_bytes(4, "little") for record in planned]))
-    return b"%020d%020d" % (names, sums)

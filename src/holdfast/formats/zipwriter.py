@@ -32,6 +32,8 @@ from holdfast.formats.archive import (
 
 ALIGNMENT = 64
 """Where records begin: at multiples of this."""
+_PADDING = [b"FB" + struct.pack("<H", count) + b"Z" * count for count in range(ALIGNMENT)]
+_TAIL, _LONG_TAIL = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
 
 
 class Planned(msgspec.Struct):
@@ -63,22 +65,27 @@ class Planned(msgspec.Struct):
     def head(self) -> bytes:
         """The local header, padded so that the bytes begin at a multiple of the alignment."""
         wide = self.wide(packed=0)
-        padding = self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4
-        local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), len(wide) + 4 + padding)
-        return b"%b%b%bFB%b%b" % (local, self.name, wide, struct.pack("<H", padding), b"Z" * padding)
+        padding = _PADDING[self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4]
+        extra_size = len(wide) + len(padding)
+        local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), extra_size)
+        return b"".join((local, self.name, wide, padding))
 
     def tail(self) -> bytes:
         """The descriptor after the bytes; empty records have none."""
         if not self.size:
             return b""
-        return DESCRIPTOR_MARK + struct.pack("<I2Q" if self._is_big else "<3I", self.crc, self.size, self.size)
+        return (_LONG_TAIL if self._is_big else _TAIL).pack(DESCRIPTOR_MARK, self.crc, self.size, self.size)
 
     def entry(self) -> bytes:
         """Its entry in the central directory."""
-        size = min(self.size, BIG)
-        wide = self.wide()
-        numbers = (0, 0, self._flags, 0, 0, 0, self.crc, size, size, len(self.name), len(wide), 0, 0, 0, 0)
-        return CENTRAL.pack(CENTRAL_MARK, *numbers, min(self.header, BIG)) + self.name + wide
+        size, header, wide = self.size, self.header, self.wide()
+        if wide:
+            size, header = min(size, BIG), min(header, BIG)
+        name = self.name
+        fixed = CENTRAL.pack(
+            CENTRAL_MARK, 0, 0, self._flags, 0, 0, 0, self.crc, size, size, len(name), len(wide), 0, 0, 0, 0, header
+        )
+        return fixed + name + wide
 
     @property
     def _flags(self) -> int:
