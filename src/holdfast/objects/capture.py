@@ -1,8 +1,8 @@
-"""From a live object to its adapter, and from a live tree to one in which every object is its state."""
+"""From a live object to its adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,15 +58,3 @@ def adapt_all(objects: Mapping[str, Any]) -> dict[str, StatefulPart]:
     """Adapters by name; objects that are None are left out. Modules give optimizers their parameter names."""
     names = parameter_names({name: value for name, value in objects.items() if isinstance(value, nn.Module)})
     return {name: adapt(value, name, names) for name, value in objects.items() if value is not None}
-
-
-def find_objects(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The live objects inside a tree of dicts, lists and tuples, with their paths."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from find_objects(value, (*path, key))
-    elif isinstance(tree, list | tuple):
-        for index, value in enumerate(tree):
-            yield from find_objects(value, (*path, index))
-    elif is_object(tree):
-        yield path, tree

@@ -106,9 +106,9 @@ def _unmark(kind: str, payload: Any, leaf: Callable[[Any], Any], file: str, dept
             raise TypeError(f"no class name {type_name!r}")
         return Opaque(type_name, _from_json(args, leaf, file, depth), _from_json(state, leaf, file, depth))
     inside = _from_json(payload, leaf, file, depth)
+    check_payload(kind, inside)
     if kind == "dict" and all(type(key) is str for key, _ in inside):
         return dict(inside)  # a plain dict whose keys could not stand in JSON as they are
-    check_payload(kind, inside)
     return Typed(kind, inside)
 
 

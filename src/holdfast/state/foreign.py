@@ -67,7 +67,9 @@ def _lift_array(payload: Any) -> Any:
 
     if "tensor" in payload:
         return payload["tensor"].cpu().numpy()
-    return numpy.ndarray(payload["shape"], _lift_dtype(payload["dtype"]), payload["data"]).copy()
+    if any(size < 0 for size in payload["shape"]):  # numpy would work the size out itself
+        raise ValueError(f"no shape {payload['shape']}")
+    return numpy.frombuffer(payload["data"], _lift_dtype(payload["dtype"])).reshape(payload["shape"]).copy()
 
 
 def _plain_array(payload: Any) -> Any:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import ModuleType
 from typing import IO, Any
 
 import msgspec
-from torch import nn
 
 from holdfast.errors import ArgumentError
 from holdfast.formats import legacy, safetensors, torchzip
 from holdfast.formats.base import Document, StoredTensor
-from holdfast.objects.capture import adapt, find_objects, is_object
-from holdfast.objects.module import parameter_names
+from holdfast.objects.capture import adapt, is_object
+from holdfast.objects.module import ModulePart, parameter_names
+from holdfast.objects.stateful import StatefulPart
 from holdfast.serialization.lowering import lower_state
 from holdfast.spec import Path
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.storage.atomic import replace_file
-from holdfast.storage.staged import StagedFile
+from holdfast.storage.streamed import stage_into
 
 FORMATS: dict[str, ModuleType] = {"pt": torchzip, "safetensors": safetensors, "torch-legacy": legacy}
 """What ``format=`` takes."""
-_COPY_BLOCK = 8 * 1024 * 1024
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -82,7 +80,7 @@ def write_document(
         top = stem if stem.isascii() and stem else "archive"  # as torch.save names the folder inside its archive
         staging = replace_file(f, durable=durable)
     else:
-        staging = _into_stream(f)
+        staging = stage_into(f, shown_name(f))
     with staging as staged:
         told = FORMATS[name].write(staged, document, top=top)
     return staged.size, list(told.get("notes", []))
@@ -129,48 +127,25 @@ def document_of(
         UnsupportedValue: names the path and the type.
         ArgumentError: a config without exactly one module, or metadata that is not strings.
     """
-    found = list(find_objects(obj))
-    modules = {dotted(path): value for path, value in found if isinstance(value, nn.Module)}
-    names = parameter_names(modules)
-    described: dict[str, dict[str, Any]] = {}
+    parts: dict[str, StatefulPart] = {}
+    names: dict[int, str] = {}
 
     def replace(value: Any, path: Path) -> Any | None:
         if not is_object(value):
             return None
-        part = adapt(value, dotted(path), names)
-        described[dotted(path) if path else ""] = part.describe()
+        part = parts[dotted(path) if path else ""] = adapt(value, dotted(path), names)
         return part.capture()
 
     lowered = lower_state(obj, row_major=row_major, replace=replace)
+    modules = {key: part.obj for key, part in parts.items() if isinstance(part, ModulePart)}
+    names.update(parameter_names(modules))  # an optimizer may stand before its model: described when all are known
+    described = {key: part.describe() for key, part in parts.items()}
     if config is not None:
         if len(modules) != 1:
             raise ArgumentError(f"config= belongs to one module, {len(modules)} are saved; save them apart")
-        (key,) = (name for name, record in described.items() if record["kind"] == "module")
+        (key,) = modules
         described[key]["config"] = lower_state(config, row_major=row_major).tree
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ArgumentError(f"metadata maps strings to strings; {key!r} is {value!r}")
     return Document(lowered.tree, described, dict(metadata or {})), lowered.notes
-
-
-@contextmanager
-def _into_stream(stream: IO[bytes]) -> Iterator[StagedFile]:
-    """A staged file in memory whose bytes are written to ``stream`` when all of them are there.
-
-    The archive is built at its own offsets first, since a stream may not seek; nothing reaches it before that.
-    """
-    memory = os.memfd_create("holdfast", os.MFD_CLOEXEC)
-    try:
-        staged = StagedFile(shown_name(stream), os.dup(memory))
-        try:
-            yield staged
-            staged.finish(durable=False)
-        finally:
-            staged.close()
-        for offset in range(0, staged.size, _COPY_BLOCK):
-            block = memoryview(os.pread(memory, min(_COPY_BLOCK, staged.size - offset), offset))
-            while block:  # a raw file may take less than it is given
-                count = stream.write(block)
-                block = block[len(block) if count is None else count :]
-    finally:
-        os.close(memory)
