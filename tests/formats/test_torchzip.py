@@ -16,7 +16,7 @@ from holdfast.formats import torchzip
 from holdfast.formats.archive import Archive
 from holdfast.formats.arrays import plain_array, plain_scalar, row_major
 from holdfast.formats.base import Document, Segment, StoredTensor
-from holdfast.formats.emit import emit
+from holdfast.formats.emit import DEPTH_LIMIT, emit
 from holdfast.formats.tensors import stored_tensor
 from holdfast.formats.zipwriter import BIG, Planned, directory, directory_size, plan
 from holdfast.spec import CHUNK, TensorSpec
@@ -102,11 +102,26 @@ def test_the_archive_is_a_plain_zip(tmp_path: Path) -> None:
     assert segments["data/2"].crc32 is None
 
 
-@pytest.mark.parametrize("top", ["archive", "plain.name", "a b"])
-def test_the_folder_is_the_callers(top: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("top", "folder"),
+    [
+        ("archive", "archive"),
+        ("plain.name", "plain.name"),
+        ("a b", "a b"),
+        ("..", "archive"),
+        ("", "archive"),
+        ("a\nb", "archive"),
+        ("a/b", "archive"),
+        ("a\\b", "archive"),
+        ("größe", "archive"),
+    ],
+)
+def test_the_folder_is_the_callers_where_it_can_be(top: str, folder: str, tmp_path: Path) -> None:
     with replace_file(tmp_path / "m.pt", durable=False) as staged:
         torchzip.write(staged, Document({"a": 1}), top=top)
-    assert Archive(MemorySource((tmp_path / "m.pt").read_bytes()), "m.pt").top == top
+    data = (tmp_path / "m.pt").read_bytes()
+    assert Archive(MemorySource(data), "m.pt").top == folder
+    assert opened(data).document().tree == {"a": 1}
 
 
 def test_sniffing() -> None:
@@ -170,6 +185,14 @@ def test_a_small_record_past_4_gib_has_a_long_descriptor() -> None:
     assert len(Planned(b"m/x", 7, BIG, BIG + 64).tail()) == 24
     assert len(Planned(b"m/x", 7, BIG - 1, BIG + 63).tail()) == 16
     assert Planned(b"m/x", 0, BIG, BIG + 64).tail() == b""
+
+
+def test_more_records_than_two_bytes_count() -> None:
+    planned = plan([("data.pkl", 0), *((f"data/{index}", 0) for index in range(70_000)), ("version", 0)], "m")
+    data = b"".join([piece for record in planned for piece in (record.head(), record.tail())]) + directory(planned)
+    assert len(Archive(MemorySource(data), "m.pt").records) == 70_002
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert len(archive.namelist()) == 70_002
 
 
 def test_a_hundred_gigabytes_open_without_being_read() -> None:
@@ -289,3 +312,30 @@ def test_packed_dtypes_need_a_byte_for_each_row() -> None:
     assert stored_tensor(segment, TensorSpec("quint4x2", (4, 5)), file="m.pt").spec.shape == (4, 5)
     with pytest.raises(CorruptFile, match="needs 16 bytes"):
         stored_tensor(segment, TensorSpec("quint4x2", (4, 7)), file="m.pt")
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict", "pairs"])
+def test_whatever_depth_is_written_is_read_back(kind: str, tmp_path: Path) -> None:
+    def nested(depth: int) -> Any:
+        tree: Any = 1
+        for _ in range(depth):
+            wrapped = {"list": [tree], "tuple": Typed("tuple", [tree]), "dict": {"a": tree}}
+            tree = wrapped.get(kind, Typed("dict", [[1, tree]]))
+        return tree
+
+    assert opened(write(nested(DEPTH_LIMIT), tmp_path / "m.pt")).document().tree == nested(DEPTH_LIMIT)
+    with pytest.raises(UnsupportedValue, match=f"nested deeper than {DEPTH_LIMIT} levels"):
+        write(nested(DEPTH_LIMIT + 1), tmp_path / "deeper.pt")
+
+
+def test_a_caller_near_the_end_of_the_stack_gets_an_error_of_ours(tmp_path: Path) -> None:
+    tree: Any = 1
+    for _ in range(100):
+        tree = Typed("dict", [[1, tree]])
+
+    def deep(left: int) -> None:
+        deep(left - 1) if left else write(tree, tmp_path / "m.pt")
+
+    with pytest.raises(UnsupportedValue, match="nested too deep to be written from here"):
+        deep(600)
+    assert not (tmp_path / "m.pt").exists()

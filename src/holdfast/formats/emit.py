@@ -20,9 +20,11 @@ from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.untyped import untyped_segments
 from holdfast.spec import DTYPES, contiguous_stride
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import KINDS, Opaque, Tree, Typed
+from holdfast.state.values import KINDS, MAX_DEPTH, Opaque, Tree, Typed
 
 _MARK, _TUPLE, _REDUCE, _STOP = b"(", b"t", b"R", b"."
+DEPTH_LIMIT = (MAX_DEPTH - 50) // 3
+"""Nesting that is written. A level of a dict takes three in our record's JSON, of which MAX_DEPTH are read back."""
 _Step = tuple[Any, Tree]
 """What a composite yields: the key of a child, for messages, and the child."""
 
@@ -88,6 +90,8 @@ class _Emitter:
                         raise self._unsupported(what) from None
                 else:
                     self._path.append(key)
+                    if len(above) > DEPTH_LIMIT:
+                        raise self._unsupported(f"nested deeper than {DEPTH_LIMIT} levels")
                     above.append(self._composite(child))
                     break
             else:

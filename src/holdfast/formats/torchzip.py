@@ -283,9 +283,15 @@ def _write(staged: StagedFile, document: Document, top: str) -> None:
         ".data/serialization_id": b"0" * 40,
     }
     lengths = [(name, len(data) if isinstance(data, bytes) else data.length) for name, data in contents.items()]
-    planned = plan(lengths, top)
+    planned = plan(lengths, _folder(top))
     staged.allocate(planned[-1].end + directory_size(planned))
     _Writing(staged, own, dict(zip(contents, planned, strict=True))).run(contents)
+
+
+def _folder(top: str) -> str:
+    """The folder inside the archive; a name that a reader could stumble over becomes ``archive``, as in torch."""
+    plain = top.isascii() and top.isprintable() and top.strip(".") and not set(top) & set("/\\")
+    return top if plain else "archive"
 
 
 def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -> tuple[list[Segment], _Own]:
@@ -306,7 +312,10 @@ def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -
             full.pop()
         return full
 
-    tree = to_json(document.tree, refer)
+    try:
+        tree = to_json(document.tree, refer)
+    except RecursionError:
+        raise UnsupportedValue("the tree is nested too deep to be written from here") from None
     locations: dict[str, list[int]] = {}
     for index, segment in enumerate(segments):
         if segment.location != "cpu":
