@@ -19,7 +19,7 @@ import numpy
 import pytest
 import torch
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import FormatError, HoldfastError
 from holdfast.formats import torchzip
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.rebuild import build_tree
@@ -27,6 +27,7 @@ from holdfast.serialization.lowering import DTYPE_NAMES, lower_state
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.values import Lifting, Opaque, Typed, lift
 from holdfast.storage.atomic import replace_file
+from holdfast.storage.requests import Check, verify_ranges
 from holdfast.storage.source import FileSource, MemorySource
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, about sparse and quantized tensors
@@ -342,6 +343,31 @@ def big_endian(data: bytes, state: dict[str, dict[str, torch.Tensor]]) -> bytes:
         raw = leaf.segment.source.read(leaf.segment.offset, leaf.segment.length)
         replace[f"archive/{leaf.segment.name}"] = numpy.frombuffer(raw, f"u{width}").byteswap().tobytes()
     return rezipped(data, compression=zipfile.ZIP_STORED, replace=replace)
+
+
+def test_a_flipped_byte_of_torchs_file_is_noticed_or_without_effect() -> None:
+    """With the checksums that torch writes and never reads, no flip gives other values."""
+    data = bytearray(saved({"w": torch.arange(40.0), "b": torch.ones(3, dtype=torch.int64), "epoch": 3}))
+    wanted = torch.load(io.BytesIO(data))
+    noticed = 0
+    for index in range(len(data)):
+        data[index] ^= 1 << index % 8
+        try:
+            with opened(bytes(data)) as container:
+                tree = container.document().tree
+                damaged = verify_ranges(
+                    [
+                        Check(part.source, part.offset, part.length, None, part.crc32, part.name)
+                        for part in container.segments()
+                    ]
+                )
+                if not damaged:
+                    same(tree, wanted)
+                noticed += bool(damaged)
+        except FormatError:
+            noticed += 1
+        data[index] ^= 1 << index % 8
+    assert noticed > len(data) // 3  # the rest is padding, dates and attributes
 
 
 # -- our writer, torch's reader
