@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import ArgumentError, DeviceUnavailable
+from holdfast.state.paths import printable
 
 MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 
@@ -84,7 +85,7 @@ class Placement:
             return device
         if location not in self._absent:
             self._absent.add(location)
-            log.warning("tensors were saved on %s, which is not here: loaded on the CPU", location[:80])
+            log.warning("tensors were saved on %s, which is not here: loaded on the CPU", printable(location[:80]))
         return torch.device("cpu")
 
     @property

@@ -116,8 +116,10 @@ def _dtype_name(tensor: torch.Tensor, path: Path) -> str:
 
 
 def _strided(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_grad: bool = False) -> StoredTensor:
-    stride = None if tensor.is_contiguous() else tensor.stride()
-    spec = TensorSpec(_dtype_name(tensor, path), tuple(tensor.shape), stride)
+    shape, stride = tuple(tensor.shape), None
+    if not tensor.is_contiguous() or (1 in shape and tensor.stride() != contiguous_stride(shape)):
+        stride = tensor.stride()
+    spec = TensorSpec(_dtype_name(tensor, path), shape, stride)
     leaf = StoredTensor(spec, Segment(_EMPTY, 0, 0), 0, requires_grad)
     pending.append(_Pending(leaf, tensor, path))
     return leaf

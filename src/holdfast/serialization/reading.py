@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from holdfast.serialization.devices import Placement
 from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
-from holdfast.state.paths import printable
+from holdfast.state.paths import dotted, printable
 from holdfast.state.values import Lifting, Tree, lift
 from holdfast.storage.requests import Check, Damage, ReadRequest, read_requests, verify_ranges
 
@@ -62,13 +63,33 @@ def read_tree(
         tree, Lifting(leaf=lambda stored: _Placeholder, trusted=trusted, opaque=opaque, file=file, kinds=_PLACEHOLDERS)
     )
     stored = [leaf for _, leaf in leaves(tree) if isinstance(leaf, StoredTensor)]
-    tensors = dict(zip(map(id, stored), read_tensors(stored, placement or Placement()), strict=True))
+    with located(tree):
+        tensors = dict(zip(map(id, stored), read_tensors(stored, placement or Placement()), strict=True))
 
     def live(leaf: Any) -> torch.Tensor:
         return leaf if isinstance(leaf, torch.Tensor) else tensors[id(leaf)]
 
     how = Lifting(leaf=live, trusted=trusted, opaque=opaque, file=file, kinds=TENSOR_KINDS)
     return lift(tree, how)
+
+
+@contextmanager
+def located(tree: Tree) -> Iterator[None]:
+    """Puts a damaged tensor's place in the tree beside the name that its container has for the bytes."""
+    try:
+        yield
+    except CorruptFile as error:
+        stored = ((path, leaf) for path, leaf in leaves(tree) if isinstance(leaf, StoredTensor))
+        place = next((dotted(path) for path, leaf in stored if path and leaf.segment.name == error.path), error.path)
+        if error.path is None or place is None or place == error.path:
+            raise
+        known = f"`{printable(error.path)}`"
+        raise CorruptFile(
+            str(error).replace(known, f"`{printable(place)}` ({known})", 1),
+            file=error.file,
+            path=place,
+            offset=error.offset,
+        ) from None
 
 
 class _Placeholder:
@@ -197,7 +218,8 @@ def raise_damage(damages: Sequence[Damage]) -> None:
     """Raises CorruptFile for the first of ``damages``, if there is one."""
     if damages:
         first = damages[0]
-        more = f"; {len(damages) - 1} more places are damaged" if len(damages) > 1 else ""
+        others = len({(damage.name, damage.offset) for damage in damages}) - 1
+        more = f"; other damaged places: {others}" if others else ""
         raise CorruptFile(
             f"`{printable(first.file)}`: at byte {first.offset:,}: `{printable(first.name)}` has {first.found}, the "
             f"file says {first.expected}: corrupt{more}. Nothing was loaded; use another copy or an older checkpoint",
