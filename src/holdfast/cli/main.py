@@ -17,6 +17,7 @@ from holdfast.errors import HoldfastError
 USAGE = 3
 INTERRUPTED = 130
 VERBS = {
+    "check": "whether a file fits a model, changing nothing",
     "inspect": "what a file, checkpoint or run holds",
     "ls": "the checkpoints of a run",
     "path": "the folder that a reference names",
