@@ -22,6 +22,7 @@ from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree, verify_segments
 from holdfast.state.flatten import leaves
 from holdfast.transfer.opened import Opened, is_source, opened_document
+from holdfast.transfer.rescue import build_layers, check_plain, rescue_state
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, format_for, save_file, shown_name, write_document
 from holdfast.transfer.summary import Summary, summarise
@@ -99,6 +100,8 @@ def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[s
     placement = Placement(map_location)
     with open_any(f) as container:
         tree = container.document().tree
+        if not opaque:
+            check_plain(tree, shown_name(f))
         return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
 
 
@@ -161,17 +164,21 @@ def build(
 ) -> Any:
     """Constructs a model and gives it the weights of a file.
 
+    Without a factory it makes models that consist of torch.nn's own layers (a Sequential, say), out of files that
+    ``save`` or ``torch.save`` wrote. No class is ever imported because a file names it.
+
     Args:
         f: a path, a reference or a binary file object.
         map_location: a device or ``"auto"``; None leaves the model where ``factory`` makes it.
-        factory: the class, or a function that returns a module; called with the config that the file records.
+        factory: the class, or a function that returns a module; called with the config that the file records. It can
+            be left out when all of the model is torch.nn's own.
         mode: ``"eval"`` or ``"train"``.
 
     Returns:
         The module.
 
     Raises:
-        ArgumentError: no factory was given, or it does not take the recorded config.
+        ArgumentError: no factory was given and one is needed, or it does not take the recorded config.
         ConfigMissing: the factory needs arguments and the file records none.
         MismatchError: the weights do not fit what the factory made.
 
@@ -183,13 +190,12 @@ def build(
         False
     """
     with opened_document(f) as (document, file):
+        options = RestoreOptions(mode=mode)
         if factory is None:
-            raise ArgumentError(
-                f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function)",
-                file=file,
-            )
-        made = construct(factory, _recorded_config(document, file), file=file)
-        restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
+            made = build_layers(document, file, Placement("cpu")).train(mode == "train")
+        else:
+            made = construct(factory, _recorded_config(document, file), file=file)
+            restore_objects(document, file, {"model": made}, options)
     return made if map_location is None else made.to(_single_device(map_location))
 
 
@@ -290,6 +296,31 @@ def convert(src: FileLike, dst: FileLike, *, format: Literal["pt", "safetensors"
     if unverified:
         notes.append(f"{unverified} tensors of the source carry no digest and could not be verified")
     return Saved(shown_name(dst), name, len(stored), size, time.perf_counter() - begin, notes)
+
+
+def rescue(f: FileLike, map_location: MapLocation = None, *, at: str | None = None) -> dict[str, Any]:
+    """Gives the state_dict out of a file that holds a whole pickled module, without its class and running nothing.
+
+    Args:
+        f: a path or a binary file object.
+        map_location: as in ``load``.
+        at: the dotted path of one module, or of a part of one, such as ``model.encoder``.
+
+    Returns:
+        The state_dict; where the file holds several modules and ``at`` is not given, one for each dotted path.
+
+    Raises:
+        MissingPart: the file holds no whole module, or none at ``at``.
+        RefusedFile: the module holds packed parameters or other objects that only its own class can read; named.
+        NotFound, FormatError: as in ``load``.
+
+    Example:
+        >>> import holdfast, torch
+        >>> torch.save(torch.nn.Linear(2, 1), "whole.pt")
+        >>> list(holdfast.rescue("whole.pt"))
+        ['weight', 'bias']
+    """
+    return rescue_state(f, Placement(map_location), at)
 
 
 def summary(obj: Any) -> Summary:

@@ -26,6 +26,7 @@ NAMES = {
     "convert",
     "load",
     "open",
+    "rescue",
     "restore",
     "save",
     "snapshot",

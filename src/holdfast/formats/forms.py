@@ -16,7 +16,7 @@ from holdfast.formats.base import StoredTensor
 from holdfast.formats.numpyforms import NUMPY_FORMS
 from holdfast.formats.parts import Form, Parts, items_of, of_args, pairs_of
 from holdfast.spec import DTYPES
-from holdfast.state.values import Opaque, Tree, Typed
+from holdfast.state.values import TENSOR_KINDS, Opaque, Tree, Typed
 
 TORCH_NAMES: dict[str, str] = {f"torch.{name}": "torch.dtype" for name in DTYPES}
 """Globals of torch that are values: dtypes and quantization schemes."""
@@ -32,7 +32,6 @@ TORCH_NAMES |= {
 }
 _LAYOUTS = frozenset({"strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn"})
 _FACTORIES = ("list", "dict", "int", "float", "str", "set", "tuple", "bool")
-_TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "attributed"})
 
 
 # -- containers
@@ -241,7 +240,7 @@ def _layout(name: str) -> Tree | None:
 
 
 def _is_tensor(tree: Tree) -> bool:
-    return type(tree) is StoredTensor or (type(tree) is Typed and tree.kind in _TENSOR_KINDS)
+    return type(tree) is StoredTensor or (type(tree) is Typed and tree.kind in TENSOR_KINDS)
 
 
 def _parameter(parts: Parts) -> Tree | None:

@@ -25,14 +25,14 @@ def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             if cls in ATOMS:
                 continue
             if cls is dict or cls is list or cls is Typed or cls is Opaque:
-                stack.append(_below(at, node))
+                stack.append(below(at, node))
                 break
             yield at, node
         else:
             stack.pop()
 
 
-def _below(path: Path, node: Any) -> Iterator[tuple[Path, Tree]]:
+def below(path: Path, node: Any) -> Iterator[tuple[Path, Tree]]:
     """The direct parts of a container with their paths."""
     if type(node) is dict:
         return (((*path, key), item) for key, item in node.items())
@@ -47,7 +47,7 @@ def seen_parts(path: Path, node: Tree) -> list[tuple[Path, Tree]]:
     """The direct parts of a node that a user would see, with their paths; none of a leaf or an atom."""
     if type(node) is Typed:
         return [(path if key is _SAME else (*path, key), item) for key, item, seen in _parts(node) if seen]
-    return list(_below(path, node)) if type(node) in (dict, list, Opaque) else []
+    return list(below(path, node)) if type(node) in (dict, list, Opaque) else []
 
 
 _WITH_ITEMS = frozenset({"state_dict", "defaultdict"})

@@ -35,6 +35,8 @@ SAVE_DEPTH = 100
 """Nesting that is saved. A level takes up to four in a file: what was saved can be loaded from any caller's stack."""
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "attributed"})
+"""Kinds that are tensors of more than one run of elements; serialization makes them."""
 
 Tree = Any
 """An inert tree. Typed as Any because recursive types hide more than they say."""

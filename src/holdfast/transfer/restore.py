@@ -24,6 +24,7 @@ from holdfast.transfer.apply import carry_out, refuse_lossy
 from holdfast.transfer.locate import Part, find_part, looks_like
 from holdfast.transfer.plan import ObjectPlan, plan_module
 from holdfast.transfer.plan_optimizer import plan_optimizer
+from holdfast.transfer.rescue import states_for_modules
 
 _VALUE_BYTES = 1024 * 1024
 """A part of a file with more tensor bytes than this is no plain value of a checkpoint."""
@@ -55,12 +56,14 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
     if unknown := set(at) - set(objects):
         raise ArgumentError(f"at= names {sorted(unknown)}, but the objects given are {sorted(objects)}")
     kinds = {name: part.kind for name, part in parts.items()}
+    document, notes = states_for_modules(document, kinds.values(), file)
     found = {
         name: find_part(document.tree, name, part.kind, kinds=kinds, at=at.get(name), file=file)
         for name, part in parts.items()
     }
     plans = [_plan(name, part, found[name], document, options.match, file) for name, part in parts.items()]
     report = _whole_report(plans, document, {path.path for path in found.values()}, file)
+    report.notes += notes
     report.notes += [f"`{name}` was found at `{dotted(part.path)}`" for name, part in found.items() if not part.by_name]
     for plan in plans:
         if isinstance(plan.part, OptimizerPart):
