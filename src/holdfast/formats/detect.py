@@ -7,7 +7,7 @@ import os
 import re
 
 from holdfast.errors import NotFound, UnknownFormat
-from holdfast.formats import legacy, safetensors, tar, torchzip
+from holdfast.formats import dcp, legacy, npz, safetensors, tar, torchzip
 from holdfast.formats.base import Container, Format
 from holdfast.formats.index import SUFFIX, find, open_index
 from holdfast.state.paths import printable
@@ -16,12 +16,12 @@ from holdfast.storage.source import ByteSource, FileSource
 HEAD = 4096
 """Bytes that are looked at."""
 
-FORMATS: tuple[Format, ...] = (torchzip, safetensors, legacy, tar)
+FORMATS: tuple[Format, ...] = (npz, torchzip, safetensors, legacy, tar)
 """What can be opened, in the order in which it is tried."""
 
 
 def open_path(path: str | os.PathLike[str]) -> Container:
-    """Opens a file, an index of shards (``*.index.json``), or a folder that has one.
+    """Opens a file, an index of shards (``*.index.json``), or a folder: a distributed checkpoint, or one with an index.
 
     Args:
         path: the file or folder.
@@ -32,6 +32,8 @@ def open_path(path: str | os.PathLike[str]) -> Container:
     """
     name = os.fspath(path)
     if os.path.isdir(name):
+        if dcp.is_folder(os.listdir(name)):
+            return dcp.open_folder(name)
         name = find(name)
     elif not os.path.exists(name):
         raise NotFound(f"`{printable(name)}`: no such file or folder", file=name)

@@ -158,22 +158,37 @@ def _read_index(path: str) -> _Index:
 
 
 def _open_shard(path: str, shard: str, count: int, open_shard: OpenContainer) -> Container:
+    source = open_beside(path, shard, count)
+    try:
+        return open_shard(source, source.name)
+    except BaseException:
+        source.close()
+        raise
+
+
+def open_beside(path: str, shard: str, count: int) -> FileSource:
+    """Opens a file that another one, ``path``, names as lying in its own folder.
+
+    Args:
+        path: the file that names it; it may come from anywhere.
+        shard: the name.
+        count: the tensors in it, for messages.
+
+    Raises:
+        NotFound: it is not there.
+        RefusedFile: the name leads out of the folder.
+    """
     folder = os.path.dirname(path)
     name = os.path.join(folder, shard)
     _refuse_outside(path, folder, shard)
     try:
-        source = FileSource(os.path.realpath(name), name=name)
+        return FileSource(os.path.realpath(name), name=name)
     except NotFound:
         raise NotFound(
             f"`{printable(path)}`: {count:,} of its tensors are in `{printable(shard[:200])}`, which is not "
             "there; fetch the missing shard",
             file=path,
         ) from None
-    try:
-        return open_shard(source, name)
-    except BaseException:
-        source.close()
-        raise
 
 
 def _refuse_outside(path: str, folder: str, shard: str) -> None:
