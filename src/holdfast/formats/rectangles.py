@@ -9,10 +9,10 @@ import threading
 import msgspec
 
 from holdfast.errors import CorruptFile, RefusedFile
-from holdfast.formats.base import StoredTensor
+from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.damage import verify_segments
 from holdfast.formats.packing import tensor_bytes
 from holdfast.spec import TensorSpec, contiguous_stride
-from holdfast.storage.requests import Check, verify_ranges
 from holdfast.storage.source import ByteSource, check_inside, shown
 
 MAX_RECTANGLES = 1 << 16
@@ -150,6 +150,10 @@ class Assembled:
     def size(self) -> int:
         return self._size
 
+    def segments(self) -> list[Segment]:
+        """The bytes of the rectangles, with their CRCs."""
+        return [row.part.leaf.segment for row in self._rows]
+
     def read(self, offset: int, length: int) -> bytes:
         check_inside(self.name, self._size, offset, length)
         data = bytearray(length)
@@ -170,18 +174,7 @@ class Assembled:
         with self._lock:
             if id(row) not in self._unchecked:
                 return
-            segment = row.part.leaf.segment
-            for damage in verify_ranges(
-                [Check(segment.source, segment.offset, segment.length, segment.chunks, segment.crc32, segment.name)],
-                workers=1,
-            ):
-                raise CorruptFile(
-                    f"`{shown(damage.file)}`: at byte {damage.offset:,}: `{shown(damage.name)}` has {damage.found}, "
-                    f"the file says {damage.expected}: corrupt",
-                    file=damage.file,
-                    path=damage.name,
-                    offset=damage.offset,
-                )
+            verify_segments([row.part.leaf.segment], workers=1)
             self._unchecked.discard(id(row))
 
     def close(self) -> None:

@@ -10,13 +10,15 @@ import torch
 
 from holdfast.errors import CorruptFile, UnsupportedValue
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.damage import raise_damage as raise_damage
+from holdfast.formats.damage import verify_segments as verify_segments
 from holdfast.serialization.devices import Placement
 from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted, printable
 from holdfast.state.values import Lifting, Tree, lift
-from holdfast.storage.requests import Check, Damage, ReadRequest, read_requests, verify_ranges
+from holdfast.storage.requests import ReadRequest, read_requests
 
 _WINDOW = 256 * 1024 * 1024
 """Bytes that wait in CPU memory at a time on their way to another device."""
@@ -212,32 +214,6 @@ def _whole(segment: Segment, tensor: torch.Tensor) -> ReadRequest:
 
 def _read(requests: Sequence[ReadRequest]) -> None:
     raise_damage(read_requests(requests))
-
-
-def raise_damage(damages: Sequence[Damage]) -> None:
-    """Raises CorruptFile for the first of ``damages``, if there is one."""
-    if damages:
-        first = damages[0]
-        others = len({(damage.name, damage.offset) for damage in damages}) - 1
-        more = f"; other damaged places: {others}" if others else ""
-        raise CorruptFile(
-            f"`{printable(first.file)}`: at byte {first.offset:,}: `{printable(first.name)}` has {first.found}, the "
-            f"file says {first.expected}: corrupt{more}. Nothing was loaded; use another copy or an older checkpoint",
-            file=first.file,
-            path=first.name,
-            offset=first.offset,
-        )
-
-
-def verify_segments(segments: Iterable[Segment]) -> int:
-    """Checks all bytes of segments against their digests or CRCs, each once; returns how many have neither.
-
-    Raises:
-        CorruptFile: names the first damaged tensor and byte.
-    """
-    unique = {id(segment): segment for segment in segments if segment.length}.values()
-    raise_damage(verify_ranges([Check(s.source, s.offset, s.length, s.chunks, s.crc32, s.name) for s in unique]))
-    return sum(segment.chunks is None and segment.crc32 is None for segment in unique)
 
 
 def _lies_alike(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
