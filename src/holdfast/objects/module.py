@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from holdfast.objects.layers import structure_of
 from holdfast.objects.stateful import StatefulPart
+from holdfast.state.layers import layer_json
 
 swap_tensors: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors
 """Exchanges what two tensors are; both keep their identity."""
@@ -62,7 +64,9 @@ class ModulePart(StatefulPart):
         return clean_state(self.obj)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "training": self.obj.training}
+        structure = structure_of(self.obj)
+        known = {} if structure is None else {"structure": layer_json(structure)}
+        return {**super().describe(), "training": self.obj.training, **known}
 
     def targets(self) -> dict[str, torch.Tensor]:
         return {
@@ -82,6 +86,8 @@ class ModulePart(StatefulPart):
     def load(self, state: Any, *, strict: bool) -> tuple[list[str], list[str]]:
         """Loads through torch's own path, with every hook; returns missing and unexpected names."""
         incompatible = self.obj.load_state_dict(state, strict=strict)
+        if incompatible is None:  # an override that returns nothing has raised where it was not content
+            return [], []
         return list(incompatible.missing_keys), list(incompatible.unexpected_keys)
 
     def materialise(self, names: Iterable[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,6 +8,7 @@ Source: the constructors in ``torch/nn/modules`` of torch 2.13.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -297,37 +298,53 @@ def _is_uniform(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) > 0 and all(item == value[0] for item in value)
 
 
-# -- as a tree, for a file's own record
+# -- as JSON, for a file's own record
 
 
-def layer_tree(layer: Layer) -> Tree:
-    """A layer as an inert tree."""
-    arguments = {name: _tree_of(value) for name, value in layer.arguments.items()}
-    children = [[name, layer_tree(child)] for name, child in layer.children.items()]
-    return {"layer": layer.name, "arguments": arguments, "children": children}
-
-
-def _tree_of(value: Any) -> Tree:
-    if isinstance(value, Layer):
-        return layer_tree(value)
-    return Typed("tuple", [_tree_of(item) for item in value]) if type(value) is tuple else value
-
-
-def layer_from_tree(tree: Tree) -> Layer | None:
-    """The layer of an inert tree; None when it names what the table has not."""
-    if type(tree) is not dict or not {"layer", "arguments", "children"} <= set(tree):
-        return None
-    name, given, pairs = tree["layer"], tree["arguments"], tree["children"]
-    known = CONSTRUCTORS.get(name, {} if name in CONTAINERS else None) if type(name) is str else None
-    if known is None or type(given) is not dict or type(pairs) is not list or not set(given) <= set(known):
-        return None
-    arguments = {
-        key: layer_from_tree(item) if type(item) is dict else plain_value(item, None) for key, item in given.items()
+def layer_json(layer: Layer) -> dict[str, Any]:
+    """A layer as JSON can hold it."""
+    return {
+        "layer": layer.name,
+        "arguments": {name: _value_json(value) for name, value in layer.arguments.items()},
+        "children": [[name, layer_json(child)] for name, child in layer.children.items()],
     }
-    children: dict[str, Layer] = {}
-    for pair in pairs:
-        child = layer_from_tree(pair[1]) if type(pair) is list and len(pair) == 2 and type(pair[0]) is str else None
-        if child is None:
-            return None
-        children[pair[0]] = child
-    return Layer(name, arguments, children)
+
+
+def _value_json(value: Any) -> Any:
+    if isinstance(value, Layer):
+        return layer_json(value)
+    if isinstance(value, tuple):
+        return {"tuple": [_value_json(item) for item in value]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return [_value_json(item) for item in value] if isinstance(value, list) else value
+
+
+def layer_from_json(value: Any) -> Layer | None:
+    """The layer that JSON holds; None when it says what the table has not."""
+    try:
+        return _layer(value)
+    except (TypeError, ValueError, LookupError):
+        return None
+
+
+def _layer(value: Any) -> Layer:
+    name, given, children = value["layer"], value["arguments"], value["children"]
+    known = {} if name in CONTAINERS else CONSTRUCTORS[name]
+    if not set(given) <= set(known):
+        raise LookupError(name)
+    return Layer(
+        name,
+        {argument: _value(item) for argument, item in given.items()},
+        {str(child): _layer(below) for child, below in children},
+    )
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tuple" in value:
+        return tuple(_value(item) for item in value["tuple"])
+    return float(value["float"]) if "float" in value else _layer(value)

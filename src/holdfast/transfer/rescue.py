@@ -16,7 +16,7 @@ from holdfast.serialization.devices import Placement
 from holdfast.serialization.reading import read_tree, verify_segments
 from holdfast.spec import Path, TensorSpec
 from holdfast.state.flatten import below, child, keys, map_leaves
-from holdfast.state.layers import layer_from_tree, layer_of
+from holdfast.state.layers import layer_from_json, layer_of
 from holdfast.state.modules import Module, find_modules, lost_of, state_of, submodules, tensor_of, with_states
 from holdfast.state.paths import dotted, printable
 from holdfast.state.skeleton import skeleton
@@ -236,7 +236,7 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
             _needs_factory(file, f"{len(found)} models of torch.nn's own layers are recorded in it"), file=file
         )
     (path,) = found
-    layer = layer_from_tree(found[path])
+    layer = layer_from_json(found[path])
     tree = document.tree
     for key in path.split(".") if path else ():
         tree = child(tree, key)
