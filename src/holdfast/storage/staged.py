@@ -90,6 +90,10 @@ class StagedFile:
         with reported(self.path, "writing", needed=self.size):
             return write_requests(self.fd, requests, digest=digest, crc=crc, syscalls=self._syscalls)
 
+    def leave_empty(self, offset: int, size: int) -> None:
+        """Lets ``size`` bytes be zeros that take no room on the disk, where nothing was allocated for them."""
+        self._ranges.append((offset, offset + size))
+
     def finish(self, durable: bool) -> None:
         """Checks that every byte was written exactly once, fsyncs if ``durable``, and closes.
 
