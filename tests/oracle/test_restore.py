@@ -120,9 +120,7 @@ def test_a_file_of_torch_save_restores_every_optimizer(name: str, tmp_path: Path
     optimizer = make_optimizer(name, net)
     steps(name, net, optimizer, 3, seed=10)
     file = tmp_path / "c.pth"
-    torch.save(
-        {"model_state_dict": net.state_dict(), "optimizer_state_dict": optimizer.state_dict(), "epoch": 3}, file
-    )
+    torch.save({"model_state_dict": net.state_dict(), "optimizer_state_dict": optimizer.state_dict(), "epoch": 3}, file)
     other = make_net(name, seed=2)
     other_optimizer = make_optimizer(name, other)
     report = holdfast.restore(file, model=other, optimizer=other_optimizer)

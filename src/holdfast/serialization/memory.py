@@ -89,6 +89,10 @@ class TensorSource:
         """Nothing to let go of: the tensor is the caller's."""
 
 
+IN_MEMORY = (TensorMemory, TensorSource)
+"""Sources that are live tensors, not files: there is nothing to check them against."""
+
+
 def piece_at(tensor: torch.Tensor, element: int) -> tuple[torch.Tensor, int]:
     """A part of ``tensor`` of at most one block that holds its row-major ``element``, and that part's first element.
 

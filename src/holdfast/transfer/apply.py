@@ -67,7 +67,6 @@ def _state_to_assign(plan: ObjectPlan, hyper: str, file: str) -> Any:
     """The state for an object's own ``load_state_dict``; tensors that are read later are the live ones, or empty."""
     targets = plan.part.targets()
     later = {id(leaf): name for name, leaf in plan.reads.items()}
-    placeholders: dict[int, torch.Tensor] = {}
 
     def stand_in(leaf: StoredTensor) -> Any:
         name = later.get(id(leaf))
@@ -75,9 +74,7 @@ def _state_to_assign(plan: ObjectPlan, hyper: str, file: str) -> Any:
             return leaf
         live = targets.get(name)
         fits = live is not None and tuple(live.shape) == leaf.spec.shape and live.dtype == live_dtype(leaf.spec)
-        tensor = live if live is not None and fits else torch.empty(leaf.spec.shape, dtype=live_dtype(leaf.spec))
-        placeholders[id(tensor)] = tensor
-        return tensor
+        return live if fits else torch.empty(leaf.spec.shape, dtype=live_dtype(leaf.spec))
 
     state = read_tree(map_leaves(plan.assign, stand_in), file, opaque=True)
     if isinstance(plan.part, OptimizerPart) and hyper == "mine":
@@ -104,14 +101,13 @@ def _assign(plan: ObjectPlan, state: Any, file: str) -> None:
 def _load_module(plan: ObjectPlan, part: ModulePart, state: Any, file: str) -> None:
     """Loads through the module's own hooks, and reports what they made of the names."""
     warm = isinstance(plan.policy, Warm)
-    before = dict(part.targets())
     missing, unexpected = part.load(state, strict=not warm)
     report, live = plan.report, part.targets()
     for name in [name for name in report.missing if name not in missing]:
         given = [old for old in report.unexpected if old not in unexpected and _equals(state, old, live[name])]
         if len(given) == 1:
             report.renamed[name] = given[0]
-    loaded = [name for name in before if name not in missing]
+    loaded = [name for name in live if name not in missing]
     report.loaded, report.missing, report.unexpected = loaded, missing, unexpected
     total = sum(tensor.numel() for tensor in live.values())
     report.coverage = sum(live[name].numel() for name in loaded) / total if total else 1.0

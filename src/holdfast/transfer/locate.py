@@ -46,6 +46,11 @@ def looks_like(kind: str, tree: Tree) -> bool:
     return True
 
 
+def _is_empty(tree: Tree) -> bool:
+    """Whether a tree is the state of a module without tensors."""
+    return not keys(tree) and (isinstance(tree, dict) or (isinstance(tree, Typed) and tree.kind == "state_dict"))
+
+
 def _is_tensor(tree: Tree) -> bool:
     return isinstance(tree, StoredTensor) or (
         isinstance(tree, Typed) and tree.kind in ("parameter", "quantized", "sparse")
@@ -74,7 +79,7 @@ def find_part(tree: Tree, name: str, kind: str, *, kinds: Mapping[str, str], at:
         return Part(*_follow(tree, at, file), by_name=True)
     for candidate in (name, f"{name}_state_dict", f"{name}_state"):
         found = child(tree, candidate)
-        if found is not None and (kind not in ("module", "optimizer") or looks_like(kind, found)):
+        if found is not None and (kind not in ("module", "optimizer") or looks_like(kind, found) or _is_empty(found)):
             return Part((candidate,), found, by_name=True)
     alone = sum(other == kind for other in kinds.values()) == 1
     if alone and kind in _USUAL:
@@ -102,7 +107,7 @@ def _candidates(tree: Tree, kind: str, taken: set[str]) -> list[tuple[Path, Tree
         return usual
     if kind == "scheduler":  # nothing about its content tells a scheduler's state from another dict
         return []
-    if looks_like(kind, tree):
+    if looks_like(kind, tree) or (kind == "module" and _is_empty(tree)):
         return [((), tree)]
     return [((key,), part) for key, part in parts if looks_like(kind, part)]
 

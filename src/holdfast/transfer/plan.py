@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from holdfast.errors import MismatchError
 from holdfast.formats.base import StoredTensor
 from holdfast.objects.module import ModulePart, aliases
 from holdfast.objects.stateful import StatefulPart
@@ -56,9 +57,11 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     matched = match(specs, live, policy, aliases=tied)
     odd = [key for key, leaf in stored.items() if leaf is None]
     if part.has_own_loader() or odd:
+        _refuse_narrowing(matched.report, policy, file, name)
         wanted = _renamed(tree, list(live), policy, {item.name for item in matched.report.mismatched})
         return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy)
     check(matched.report, policy, file, name)
+    _refuse_unwritable({key: targets[key] for key in matched.pairs}, file, name)
     reads = {
         key: leading_part(leaf, live[key].shape)
         for key, old in matched.pairs.items()
@@ -67,6 +70,25 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     return ObjectPlan(
         name, part, matched.report, reads=_one_writer(reads, tied), checked=matched.checked, policy=policy
     )
+
+
+def _refuse_narrowing(report: LoadReport, policy: Policy, file: str, name: str) -> None:
+    """Names and shapes are for a module that loads itself to judge; a cast that loses values never is."""
+    narrowed = [item for item in report.mismatched if item.stored.rpartition(" ")[0] == item.live.rpartition(" ")[0]]
+    if narrowed:
+        check(LoadReport(mismatched=narrowed), policy, file, name)
+
+
+def _refuse_unwritable(targets: Mapping[str, torch.Tensor], file: str, name: str) -> None:
+    """Live tensors that have no element of their own for every stored one."""
+    for key, tensor in targets.items():
+        if tensor.layout is not torch.strided:
+            why = "is sparse in the program and dense in the file; convert one of them"
+        elif any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            why = "has one element under many indices in the program, as expand() makes it; clone() it there"
+        else:
+            continue
+        raise MismatchError(f"`{file}`: `{name}.{key}` {why}; nothing was changed", file=file, path=f"{name}.{key}")
 
 
 def leading_part(leaf: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:

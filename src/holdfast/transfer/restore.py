@@ -9,14 +9,15 @@ import msgspec
 import torch
 
 from holdfast.errors import ArgumentError
-from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.module import ModulePart
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.policies import Exact, Policy
 from holdfast.policy.report import LoadReport
-from holdfast.serialization.reading import read_tree, verify_segments
+from holdfast.serialization.memory import IN_MEMORY
+from holdfast.serialization.reading import located, read_tree, verify_segments
 from holdfast.state.flatten import child, keys, leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Tree
@@ -62,19 +63,24 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
         for name, part in parts.items()
     }
     plans = [_plan(name, part, found[name], document, options.match, file) for name, part in parts.items()]
-    report = _whole_report(plans, document, {path.path for path in found.values()}, file)
-    report.notes += notes
+    report = LoadReport(notes=list(notes))
+    used = {part.path for part in found.values()}
+    if () not in used:
+        _add_values(report, document, {path[0] for path in used}, file)
     report.notes += [f"`{name}` was found at `{dotted(part.path)}`" for name, part in found.items() if not part.by_name]
     for plan in plans:
         if isinstance(plan.part, OptimizerPart):
             report.notes += _hyper_notes(plan, options.hyper, file)
+    if not options.dry_run:
+        with located(document.tree):
+            unverified = verify_segments(_in_files(plans))
+        if unverified:
+            report.notes.append(f"{unverified} tensors carry no digest and could not be verified")
+        refuse_lossy(plans, file)
+        carry_out(plans, hyper=options.hyper, keep_spare=options.spare, file=file)
+    _merge(plans, report)  # not before: a module that loads itself has its own say on what was loaded
     if options.dry_run:
         return report
-    unverified = verify_segments(leaf.segment for plan in plans for leaf in _leaves(plan))
-    if unverified:
-        report.notes.append(f"{unverified} tensors carry no digest and could not be verified")
-    refuse_lossy(plans, file)
-    carry_out(plans, hyper=options.hyper, keep_spare=options.spare, file=file)
     for name, part in parts.items():
         if isinstance(part, ModulePart):
             report.notes.append(_set_mode(name, objects[name], options.mode))
@@ -90,14 +96,20 @@ def _plan(name: str, part: StatefulPart, found: Part, document: Document, policy
     return ObjectPlan(name, part, LoadReport(loaded=["(state)"]), assign=found.tree)
 
 
+def _in_files(plans: list[ObjectPlan]) -> Iterator[Segment]:
+    """The bytes to be read that are not live tensors themselves: there is nothing to check those against."""
+    segments = (leaf.segment for plan in plans for leaf in _leaves(plan))
+    return (segment for segment in segments if not isinstance(segment.source, IN_MEMORY))
+
+
 def _leaves(plan: ObjectPlan) -> Iterator[StoredTensor]:
     yield from plan.reads.values()
     if plan.assign is not None:
         yield from (leaf for _, leaf in leaves(plan.assign) if isinstance(leaf, StoredTensor))
 
 
-def _whole_report(plans: list[ObjectPlan], document: Document, used: set[Any], file: str) -> LoadReport:
-    whole = LoadReport()
+def _merge(plans: list[ObjectPlan], whole: LoadReport) -> None:
+    """Puts the reports of the objects into one, each name under its object's."""
     weights = total = 0.0
     for plan in plans:
         own, prefix = plan.report, f"{plan.name}."
@@ -113,9 +125,6 @@ def _whole_report(plans: list[ObjectPlan], document: Document, used: set[Any], f
         size = float(sum(tensor.numel() for tensor in plan.part.targets().values()) or 1)
         weights, total = weights + own.coverage * size, total + size
     whole.coverage = weights / total if total else 1.0
-    if () not in used:
-        _add_values(whole, document, {path[0] for path in used}, file)
-    return whole
 
 
 def _add_values(report: LoadReport, document: Document, used: set[Any], file: str) -> None:
@@ -136,9 +145,9 @@ def _hyper_notes(plan: ObjectPlan, hyper: str, file: str) -> list[str]:
     notes = []
     for index, (old, new) in enumerate(zip(stored, plan.part.obj.param_groups, strict=True)):
         for key in keys(old):
-            value = child(old, key)
-            if key in ("params", "param_names") or not isinstance(value, int | float | str | bool):
+            if key in ("params", "param_names") or any(True for _ in leaves(child(old, key))):
                 continue
+            value = read_tree(child(old, key), file, opaque=True)
             if key in new and new[key] != value and not isinstance(new[key], torch.Tensor):
                 taken = "the file's" if hyper == "file" else "the program's"
                 notes.append(
