@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import IO, Any, Literal
 
@@ -11,20 +10,23 @@ import torch
 from torch import nn
 
 from holdfast.errors import ArgumentError, MissingPart
-from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.base import Document
+from holdfast.formats.convert import ConvertReport, convert_container
+from holdfast.formats.writing import format_for, shown_name
 from holdfast.objects.builder import construct
-from holdfast.policy.policies import Exact, Policy
+from holdfast.policy.policies import Exact as Exact
+from holdfast.policy.policies import Policy
+from holdfast.policy.policies import Warm as Warm
 from holdfast.policy.report import LoadReport
 from holdfast.runs.opening import open_any
 from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
-from holdfast.serialization.reading import read_tree, verify_segments
-from holdfast.state.flatten import leaves
+from holdfast.serialization.reading import read_tree
 from holdfast.transfer.opened import Opened, is_source, opened_document
 from holdfast.transfer.rescue import build_layers, check_plain, rescue_state
 from holdfast.transfer.restore import RestoreOptions, restore_objects
-from holdfast.transfer.save import Saved, document_of, format_for, save_file, shown_name, write_document
+from holdfast.transfer.save import Saved, document_of, save_file
 from holdfast.transfer.summary import Summary, summarise
 
 FileLike = str | os.PathLike[str] | IO[bytes]
@@ -34,7 +36,7 @@ def save(
     obj: Any,
     f: FileLike,
     *,
-    format: Literal["pt", "safetensors"] | None = None,  # noqa: A002  (the word users know from other libraries)
+    format: Literal["pt", "safetensors", "npz", "torch-legacy"] | None = None,  # noqa: A002
     config: Any = None,
     metadata: Mapping[str, str] | None = None,
     durable: bool = True,
@@ -47,7 +49,8 @@ def save(
     Args:
         obj: dicts, lists and tuples of tensors, plain values and objects with ``state_dict``; or one of these alone.
         f: a path or a binary file object. Missing folders are created.
-        format: ``pt`` or ``safetensors``; by default by suffix, ``pt`` for any other suffix.
+        format: ``pt``, ``safetensors``, ``npz`` (arrays only) or ``torch-legacy`` (the stream before torch 1.6); by
+            default by suffix: ``.safetensors``, ``.npz``, and ``pt`` for any other.
         config: plain data with which the model is constructed, recorded for ``build``.
         metadata: strings of your own, by name.
         durable: wait until the file would survive a power cut (fsync).
@@ -263,39 +266,42 @@ def verify(ref: str | os.PathLike[str]) -> VerifyReport:
     return verify_bytes(ref)
 
 
-def convert(src: FileLike, dst: FileLike, *, format: Literal["pt", "safetensors"] | None = None) -> Saved:  # noqa: A002
-    """Writes the tree of one file as another; the source is verified first.
+def convert(
+    src: FileLike,
+    dst: FileLike,
+    *,
+    format: Literal["pt", "safetensors", "npz", "torch-legacy"] | None = None,  # noqa: A002
+    drop: Collection[str] = (),
+) -> ConvertReport:
+    """Writes the tree of one file as another, reads it again, and proves every value and every bit equal.
 
-    Tensors are streamed from file to file, so memory stays small.
+    The source is verified first; tensors are streamed from file to file, so memory stays small; ``dst`` is replaced
+    only when the proof holds.
 
     Args:
-        src: a path, a reference (``runs/a@best``) or a binary file object.
+        src: a path, a reference (``runs/a@best``) or a binary file object, of any format that is read.
         dst: a path or a binary file object.
         format: as in ``save``.
+        drop: what to leave out, as globs of dotted paths: ``["optimizer*"]``. What the new format can't hold must be
+            named here, or nothing is written.
 
     Returns:
-        What was written.
+        What was written, and what is shared, renamed and dropped in it.
 
     Raises:
+        UnsupportedValue: lists what the new format can't hold.
+        ArgumentError: a glob that matches nothing, or an unknown format.
         NotFound, FormatError: as in ``load``.
         StorageError: ``dst`` can't be written; what was there before is intact.
 
     Example:
         >>> import holdfast, torch
-        >>> saved = holdfast.save({"w": torch.ones(2)}, "w.pt")
-        >>> holdfast.convert("w.pt", "w.safetensors").tensors
+        >>> saved = holdfast.save({"w": torch.ones(2), "epoch": 3}, "w.pt")
+        >>> holdfast.convert("w.pt", "w.npz", drop=["epoch"]).tensors
         1
     """
-    name = format_for(dst, format)
-    begin = time.perf_counter()
     with open_any(src) as container:
-        document = container.document()
-        unverified = verify_segments(container.segments())
-        size, notes = write_document(document, dst, name)
-    stored = [leaf for _, leaf in leaves(document.tree) if isinstance(leaf, StoredTensor)]
-    if unverified:
-        notes.append(f"{unverified} tensors of the source carry no digest and could not be verified")
-    return Saved(shown_name(dst), name, len(stored), size, time.perf_counter() - begin, notes)
+        return convert_container(container, dst, format=format, drop=list(drop))
 
 
 def rescue(f: FileLike, map_location: MapLocation = None, *, at: str | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def command(ref: str, factory: str, at: str | None, warm: bool, as_json: bool) -
     FACTORY is pkg.module:Net or path/to/file.py:Net, a class or function without arguments. It is your code, and runs.
     Exits 1 when the file does not fit.
     """
-    from holdfast import Exact, Warm, restore
+    from holdfast.api import Exact, Warm, restore
 
     model = _factory(factory)()
     try:

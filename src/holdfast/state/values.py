@@ -8,18 +8,12 @@ the caller listed in ``trusted``.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
-import datetime
-import decimal
 import enum
-import fractions
 import importlib
-import pathlib
 import sys
-import zoneinfo
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -28,10 +22,11 @@ from holdfast.errors import CorruptFile, MismatchError, RefusedFile, Unsupported
 from holdfast.spec import Path
 from holdfast.state.foreign import foreign_kinds, numpy_type
 from holdfast.state.paths import dotted
+from holdfast.state.plain import pairs, plain_kinds
 
 MAX_DEPTH = 500
 """Nesting that a tree in a file may have; Python's own recursion limit is 1000."""
-SAVE_DEPTH = 100
+SAVE_DEPTH = 64
 """Nesting that is saved. A level takes up to four in a file: what was saved can be loaded from any caller's stack."""
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -124,100 +119,10 @@ class Kind(msgspec.Struct, frozen=True):
     plain: Callable[[Any], Any]
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _pairs(mapping: Any) -> list[list[Any]]:
-    return [[key, value] for key, value in mapping.items()]
-
-
 _PAIRED = frozenset({"dict", "ordered_dict", "counter", "defaultdict"})
-_FACTORIES = {cls.__name__: cls for cls in (list, dict, int, float, str, set, tuple, bool)}
-
-
-def _lower_defaultdict(value: Any) -> dict[str, Any]:
-    factory = value.default_factory
-    if factory is not None and _FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
-        raise TypeError(f"its default_factory is {factory!r}; only {', '.join(sorted(_FACTORIES))} can be stored")
-    return {"factory": factory and factory.__name__, "items": _pairs(value)}
-
-
-def _lift_defaultdict(payload: Any) -> Any:
-    factory = payload["factory"]
-    return collections.defaultdict(None if factory is None else _FACTORIES[factory], payload["items"])
-
-
-def _lower_datetime(value: datetime.datetime) -> dict[str, Any]:
-    zone = value.tzinfo
-    if zone is None or type(zone) is datetime.timezone:
-        return {"iso": value.isoformat(), "fold": value.fold}
-    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
-        return {"iso": value.replace(tzinfo=None).isoformat(), "fold": value.fold, "zone": zone.key}
-    raise TypeError(f"its time zone is a {type(zone).__name__}; use datetime.timezone or a named ZoneInfo")
-
-
-def _lift_datetime(payload: Any) -> datetime.datetime:
-    value = datetime.datetime.fromisoformat(payload["iso"]).replace(fold=payload["fold"])
-    if "zone" not in payload:
-        return value
-    name = payload["zone"]
-    if name not in zoneinfo.available_timezones():  # the name becomes part of a path on disk
-        raise ValueError(f"no time zone {name!r} here")
-    return value.replace(tzinfo=zoneinfo.ZoneInfo(name))
-
-
-def _lift_bytearray(payload: Any) -> bytearray:
-    if type(payload) is not bytes:
-        raise TypeError("it is made of bytes")  # of a number, bytearray() would make as many zeros
-    return bytearray(payload)
-
-
-def _stdlib_kinds() -> Iterator[Kind]:
-    yield Kind("tuple", tuple, list, tuple, tuple)
-    yield Kind("set", set, list, set, set)
-    yield Kind("frozenset", frozenset, list, frozenset, list)
-    yield Kind("dict", dict, _pairs, dict, dict)  # only dicts with keys that are not all strings
-    yield Kind("ordered_dict", collections.OrderedDict, _pairs, collections.OrderedDict, collections.OrderedDict)
-    yield Kind("counter", collections.Counter, _pairs, lambda p: collections.Counter(dict(p)), dict)
-    yield Kind(
-        "defaultdict", collections.defaultdict, _lower_defaultdict, _lift_defaultdict, lambda p: dict(p["items"])
-    )
-    yield Kind(
-        "deque",
-        collections.deque,
-        lambda v: {"items": list(v), "maxlen": v.maxlen},
-        lambda p: collections.deque(p["items"], p["maxlen"]),
-        lambda p: list(p["items"]),
-    )
-    yield Kind("bytearray", bytearray, bytes, _lift_bytearray, bytes)
-    yield Kind("namespace", argparse.Namespace, lambda v: dict(vars(v)), lambda p: argparse.Namespace(**p), _same)
-    for path_type in (pathlib.PosixPath, pathlib.WindowsPath):
-        yield Kind("path", path_type, str, pathlib.Path, str)
-    for pure_type in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
-        yield Kind(pure_type.__name__, pure_type, str, pure_type, str)
-    yield Kind("datetime", datetime.datetime, _lower_datetime, _lift_datetime, lambda p: p["iso"])
-    yield Kind("date", datetime.date, datetime.date.isoformat, datetime.date.fromisoformat, _same)
-    yield Kind("time", datetime.time, datetime.time.isoformat, datetime.time.fromisoformat, _same)
-    yield Kind(
-        "timedelta",
-        datetime.timedelta,
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda p: datetime.timedelta(days=p[0], seconds=p[1], microseconds=p[2]),
-        lambda p: p[0] * 86400 + p[1] + p[2] / 1e6,
-    )
-    yield Kind(
-        "fraction", fractions.Fraction, lambda v: [v.numerator, v.denominator], lambda p: fractions.Fraction(*p), _same
-    )
-    yield Kind("decimal", decimal.Decimal, str, decimal.Decimal, _same)
-    yield Kind("slice", slice, lambda v: [v.start, v.stop, v.step], lambda p: slice(*p), list)
-    yield Kind("range", range, lambda v: [v.start, v.stop, v.step], lambda p: range(*p), list)
-    yield Kind("ellipsis", type(...), lambda _: None, lambda _: ..., _same)
-
-
 KINDS: dict[str, Kind] = {}
 _BY_TYPE: dict[type | str, Kind] = {}
-for _kind in (*_stdlib_kinds(), *foreign_kinds(Kind)):
+for _kind in (*plain_kinds(Kind), *foreign_kinds(Kind)):
     KINDS[_kind.name] = _kind
     _BY_TYPE[_kind.type] = _kind
 
@@ -301,10 +206,10 @@ def _lower_state_dict(value: Any, how: Lowering, path: Path, above: list[int]) -
             f"`{dotted(path)}`: an OrderedDict with attributes ({names}) that a file would lose; delete them first",
             path=dotted(path),
         )
-    items = _lower_pairs(_pairs(value), how, path, above)
+    items = _lower_pairs(pairs(value), how, path, above)
     if all(type(key) is str for key in value):
         items = dict(items)
-    metadata = _lower_pairs(_pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
+    metadata = _lower_pairs(pairs(attributes["_metadata"]), how, (*path, "_metadata"), above)
     return Typed("state_dict", {"items": items, "metadata": metadata})
 
 
