@@ -15,7 +15,6 @@ from torch import nn
 from holdfast import compat
 from tests.compat.conftest import Pair
 
-
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{text}")
     for text in ("Sparse CSR", "torch.quantize_per_tensor", "The PyTorch API of nested", "TypedStorage is deprecated")

@@ -68,11 +68,13 @@ class WeightsUnpickler:
         """
         while True:
             code = self._read(1)[0]
-            if code == _STOP:
-                return self._stack.pop()
             do = _OPCODES.get(code)
-            if do is None:
+            if code != _STOP and do is None:
                 raise UnpicklingError(f"Unsupported operand {code}")
+            if len(self._stack) < _NEEDED.get(code, 0) or (code in _MARKED and not self._above):
+                raise UnpicklingError("the pickle takes more from the stack than it put there")
+            if do is None:
+                return self._stack.pop()
             do(self)
 
     def _read(self, size: int) -> bytes:
@@ -165,7 +167,8 @@ class WeightsUnpickler:
             slots = None
             if isinstance(state, tuple) and len(state) == 2:
                 state, slots = state
-            target.__dict__.update(state or {})
+            if state:  # a class with slots alone has no __dict__
+                target.__dict__.update(state)
             for name, value in (slots or {}).items():
                 setattr(target, name, value)
 
@@ -209,8 +212,6 @@ class WeightsUnpickler:
         self._stack = []
 
     def _tuple_of(self, count: int) -> None:
-        if len(self._stack) < count:
-            raise UnpicklingError("unexpected MARK found")
         self._stack[-count:] = [tuple(self._stack[-count:])]
 
     # -- plain values
@@ -258,6 +259,9 @@ def _push(make: Callable[[WeightsUnpickler], Any]) -> Callable[[WeightsUnpickler
 
 
 _STOP = ord(".")
+_NEEDED = {ord(code): count for count, codes in ((1, ".\x85qrQ"), (2, "Rba\x81\x86"), (3, "s\x87")) for code in codes}
+"""Values that must be on the stack."""
+_MARKED = frozenset(b"teu")
 _OPCODES: dict[int, Callable[[WeightsUnpickler], None]] = {
     ord(code): do
     for code, do in {

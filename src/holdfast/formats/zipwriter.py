@@ -6,12 +6,14 @@ Lengths decide every position, so the plan stands before a byte is written; chec
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 
 import msgspec
 import xxhash
 
+from holdfast.errors import ArgumentError
 from holdfast.formats.archive import (
     BIG,
     BIG16,
@@ -32,7 +34,6 @@ from holdfast.formats.archive import (
 
 ALIGNMENT = 64
 """Where records begin: at multiples of this."""
-_PADDING = [b"FB" + struct.pack("<H", count) + b"Z" * count for count in range(ALIGNMENT)]
 _TAIL, _LONG_TAIL = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
 
 
@@ -65,7 +66,7 @@ class Planned(msgspec.Struct):
     def head(self) -> bytes:
         """The local header, padded so that the bytes begin at a multiple of the alignment."""
         wide = self.wide(packed=0)
-        padding = _PADDING[self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4]
+        padding = _padding(self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4)
         extra_size = len(wide) + len(padding)
         local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), extra_size)
         return b"".join((local, self.name, wide, padding))
@@ -101,13 +102,22 @@ class Planned(msgspec.Struct):
         return struct.pack("<HH", 1, len(numbers)) + numbers
 
 
+@functools.lru_cache(maxsize=1024)
+def _padding(count: int) -> bytes:
+    """An extra field of ``count`` bytes that mean nothing."""
+    return b"FB" + struct.pack("<H", count) + b"Z" * count
+
+
 def plan(records: Sequence[tuple[str, int]], top: str, *, alignment: int = ALIGNMENT) -> list[Planned]:
     """Positions for records, in their order.
 
     Args:
         records: names inside the folder, and bytes.
         top: the folder; empty for none.
-        alignment: the bytes of each record begin at a multiple of this, at most 65,536.
+        alignment: the bytes of each record begin at a multiple of this.
+
+    Raises:
+        ArgumentError: the padding does not fit into 16 bits.
     """
     planned: list[Planned] = []
     prefix = top.encode() + b"/" if top else b""
@@ -118,6 +128,8 @@ def plan(records: Sequence[tuple[str, int]], top: str, *, alignment: int = ALIGN
         if at >= BIG or size >= BIG:
             start += 4 + (16 if size >= BIG else 0) + (8 if at >= BIG else 0)
         start += -start % alignment
+        if start - at - LOCAL.size - len(name) > BIG16:
+            raise ArgumentError(f"alignment {alignment:,} needs more padding than a zip can have; take half of it")
         record = Planned(name, size, at, start)
         planned.append(record)
         at = record.end
