@@ -17,7 +17,8 @@ import pytest
 from holdfast.errors import CorruptFile, NotFound, StorageError, UnknownFormat
 from holdfast.formats import safetensors, torchzip
 from holdfast.formats.base import Document, Format, Segment, StoredTensor
-from holdfast.formats.detect import open_container, open_path, writer_for
+from holdfast.formats.detect import open_container, open_path
+from holdfast.formats.writing import FORMATS, format_for
 from holdfast.spec import TensorSpec
 from holdfast.storage.atomic import replace_file
 from holdfast.storage.source import MemorySource
@@ -99,7 +100,7 @@ def test_what_is_not_ours_is_named(kind: str) -> None:
 @pytest.mark.parametrize(("name", "form"), [("a.safetensors", safetensors), ("a.pt", torchzip), ("a", torchzip)])
 def test_a_file_is_written_by_its_suffix_and_opened_by_its_content(tmp_path: Path, name: str, form: Format) -> None:
     path = tmp_path / name
-    assert writer_for(name) is form
+    assert FORMATS[format_for(name, None)] is form
     with replace_file(path) as staged:
         form.write(staged, Document(TREE))
     path.rename(tmp_path / "misnamed.safetensors.pt")

@@ -18,6 +18,7 @@ USAGE = 3
 INTERRUPTED = 130
 VERBS = {
     "check": "whether a file fits a model, changing nothing",
+    "convert": "one file as another, proved equal",
     "inspect": "what a file, checkpoint or run holds",
     "ls": "the checkpoints of a run",
     "path": "the folder that a reference names",

@@ -69,11 +69,6 @@ def open_container(source: ByteSource, file: str) -> Container:
     raise UnknownFormat(f"`{printable(file)}`: {what}; {advice}", file=file, offset=0)
 
 
-def writer_for(file: str) -> Format:
-    """The format to write under a name: ``.safetensors`` by its suffix, everything else a torch zip, as torch.save."""
-    return safetensors if file.endswith(safetensors.SUFFIXES) else torchzip
-
-
 # ---- what else it may be ---------------------------------------------------------------------------------------------
 
 _UNPACK = "decompress it and open what is inside"

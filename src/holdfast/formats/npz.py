@@ -24,7 +24,8 @@ from holdfast.errors import CorruptFile, RefusedFile, UnknownFormat, Unsupported
 from holdfast.formats.archive import LOCAL, LOCAL_MARK, Archive
 from holdfast.formats.arrays import CODE, itemsize, numpy_code, row_major, torch_dtype
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
-from holdfast.formats.npz_names import Array, Lost, arrays_of
+from holdfast.formats.lost import listed
+from holdfast.formats.npz_names import Array, arrays_of
 from holdfast.formats.packing import tensor_bytes
 from holdfast.formats.tensors import TensorPlacer
 from holdfast.formats.zipwriter import directory, directory_size, plan
@@ -51,7 +52,6 @@ _FIELD = re.compile(
     r"(['\"])(?P<key>\w{1,20})\1\s*:\s*"
     r"(?:(['\"])(?P<descr>[^'\"]{0,100})\3|(?P<order>True|False)|\((?P<shape>[\d\sL,]*)\)|(?P<records>\[))\s*,?\s*"
 )
-_SHOWN = 20
 
 
 def sniff(head: bytes) -> bool:
@@ -234,7 +234,9 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
     """
     arrays, lost = arrays_of(document)
     if lost:
-        raise UnsupportedValue(refusal(staged.path, lost), path=lost[0].name)
+        raise UnsupportedValue(
+            f"`{shown(staged.path)}`: an npz holds arrays only, and can't carry {listed(lost)}", path=lost[0].name
+        )
     if not arrays:
         raise UnsupportedValue(f"`{shown(staged.path)}`: there is no tensor to write; an npz holds arrays")
     parts = [_content(array) for array in arrays]
@@ -252,13 +254,6 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
         around.append(WriteRequest(record.start + record.size, record.tail()))
     staged.write([*around, WriteRequest(planned[-1].end, directory(planned))], digest=False)
     return {"notes": []}
-
-
-def refusal(file: str, lost: Sequence[Lost]) -> str:
-    """The message that lists what an npz can't hold."""
-    listed = ", ".join(f"`{shown(one.name)}` ({one.why})" for one in lost[:_SHOWN])
-    more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
-    return f"`{shown(file)}`: an npz holds arrays only, and can't carry {listed}{more}"
 
 
 def _content(array: Array) -> tuple[bytes, ByteSource]:

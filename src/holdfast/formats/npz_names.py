@@ -10,6 +10,7 @@ import msgspec
 from holdfast.formats.archive import is_plain
 from holdfast.formats.arrays import numpy_code
 from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.lost import Lost
 from holdfast.formats.packing import can_gather
 from holdfast.spec import Path
 from holdfast.state.flatten import PAIR_KINDS, seen_parts
@@ -36,18 +37,6 @@ class Array(msgspec.Struct, eq=False):
     name: str
     path: Path
     value: StoredTensor | dict[str, Any]
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """What a format can't hold.
-
-    Attributes:
-        name: its dotted path.
-        why: for people.
-    """
-
-    name: str
-    why: str
 
 
 def arrays_of(document: Document) -> tuple[list[Array], list[Lost]]:

@@ -85,7 +85,7 @@ def pack(tree: Tree) -> Packing:
         if len(members) == 1 and _is_whole(members[0][1]):
             _pack_whole(*members[0], packing)
         else:
-            for cluster in _clusters(members):
+            for cluster in clusters(members):
                 _pack_cluster(cluster, packing, taken)
     return packing
 
@@ -117,10 +117,10 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _end(leaf: StoredTensor) -> int:
-    return leaf.offset + leaf.spec.extent * leaf.spec.itemsize
+    return leaf.offset + needed_bytes(leaf.spec)
 
 
-def _clusters(members: Sequence[_Member]) -> Iterable[list[_Member]]:
+def clusters(members: Sequence[_Member]) -> Iterable[list[_Member]]:
     """Groups that overlap; groups and members stay in the order of the tree."""
     order = sorted(range(len(members)), key=lambda index: (members[index][1].offset, -_end(members[index][1])))
     groups: list[list[int]] = []

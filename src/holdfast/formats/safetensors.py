@@ -33,6 +33,7 @@ from holdfast.formats.safetensors_header import (
     read_header,
     shown,
 )
+from holdfast.formats.tensors import needed_bytes
 from holdfast.spec import BY_SAFETENSORS, CHUNK, DTYPES, TensorSpec
 from holdfast.state.encoding import dumps, from_json, to_json
 from holdfast.state.paths import printable
@@ -204,7 +205,7 @@ def _referred(reference: Any, tensors: dict[str, StoredTensor], file: str) -> St
         raise corrupt(file, f"its record refers to a tensor that is not there: {shown(str(reason))}") from None
     if any(steps is not None and len(steps) != len(shape) for steps in (stride, live)):
         raise corrupt(file, f"`{shown(name)}`: its record gives {len(shape)} dimensions and another count of strides")
-    if offset % itemsize or offset + spec.extent * itemsize > segment.length:
+    if offset % itemsize or offset + needed_bytes(spec) > segment.length:
         raise corrupt(
             file,
             f"`{shown(name)}`: its record places {spec} at byte {offset:,} of {segment.length:,}: outside",

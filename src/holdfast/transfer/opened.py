@@ -10,10 +10,11 @@ from typing import Any
 
 from holdfast.errors import NotFound
 from holdfast.formats.base import Container, Document
+from holdfast.formats.writing import shown_name
 from holdfast.runs.opening import open_any
 from holdfast.serialization.lazy import LazyTensor, lazy_tensors
 from holdfast.state.paths import printable
-from holdfast.transfer.save import document_of, shown_name
+from holdfast.transfer.save import document_of
 
 
 def is_source(f: Any) -> bool:

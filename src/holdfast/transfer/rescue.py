@@ -11,6 +11,7 @@ from torch import nn
 
 from holdfast.errors import ArgumentError, MissingPart, RefusedFile, UntrustedType
 from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.writing import format_for, shown_name, write_document
 from holdfast.objects.layers import check_attributes, construct_layers, give_state
 from holdfast.serialization.devices import Placement
 from holdfast.serialization.reading import read_tree, verify_segments
@@ -22,7 +23,7 @@ from holdfast.state.paths import dotted, printable
 from holdfast.state.skeleton import skeleton
 from holdfast.state.values import Opaque, Tree, Typed
 from holdfast.transfer.opened import opened_document
-from holdfast.transfer.save import Saved, format_for, shown_name, write_document
+from holdfast.transfer.save import Saved
 
 _SHOWN = 8
 _ROOT = dotted(())

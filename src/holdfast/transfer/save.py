@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from holdfast.errors import ArgumentError
-from holdfast.formats import legacy, safetensors, torchzip
 from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.writing import ROW_MAJOR, Destination, shown_name, write_document
 from holdfast.objects.capture import adapt, is_object
 from holdfast.objects.module import ModulePart, parameter_names
 from holdfast.objects.stateful import StatefulPart
@@ -20,11 +18,6 @@ from holdfast.serialization.lowering import lower_state
 from holdfast.spec import Path
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
-from holdfast.storage.atomic import replace_file
-from holdfast.storage.streamed import stage_into
-
-FORMATS: dict[str, ModuleType] = {"pt": torchzip, "safetensors": safetensors, "torch-legacy": legacy}
-"""What ``format=`` takes."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -32,7 +25,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     Attributes:
         file: where, as the caller named it.
-        format: ``pt`` or ``safetensors``.
+        format: ``pt``, ``safetensors``, ``npz`` or ``torch-legacy``.
         tensors: how many tensors the tree has, aliases included.
         bytes: size of the file.
         seconds: from the call to the commit.
@@ -49,7 +42,7 @@ class Saved(msgspec.Struct, frozen=True):
 
 def save_file(
     obj: Any,
-    f: str | os.PathLike[str] | IO[bytes],
+    f: Destination,
     *,
     name: str,
     metadata: Mapping[str, str] | None = None,
@@ -58,7 +51,7 @@ def save_file(
 ) -> Saved:
     """Saves ``obj`` to ``f`` in the format ``name``; see ``holdfast.save``."""
     begin = time.perf_counter()
-    document, notes = document_of(obj, row_major=name == "safetensors", config=config, metadata=metadata)
+    document, notes = document_of(obj, row_major=name in ROW_MAJOR, config=config, metadata=metadata)
     size, told = write_document(document, f, name, durable=durable)
     return Saved(
         file=shown_name(f),
@@ -68,48 +61,6 @@ def save_file(
         seconds=time.perf_counter() - begin,
         notes=notes + told,
     )
-
-
-def write_document(
-    document: Document, f: str | os.PathLike[str] | IO[bytes], name: str, *, durable: bool = True
-) -> tuple[int, list[str]]:
-    """Writes a document as one file; returns its size and what the format has to say."""
-    top = "archive"
-    if isinstance(f, str | os.PathLike):
-        stem = os.path.splitext(os.path.basename(os.fspath(f)))[0]
-        top = stem if stem.isascii() and stem else "archive"  # as torch.save names the folder inside its archive
-        staging = replace_file(f, durable=durable)
-    else:
-        staging = stage_into(f, shown_name(f))
-    with staging as staged:
-        told = FORMATS[name].write(staged, document, top=top)
-    return staged.size, list(told.get("notes", []))
-
-
-def format_for(f: str | os.PathLike[str] | IO[bytes], wanted: str | None) -> str:
-    """The format by name, else by suffix; anything but ``.safetensors`` is a torch zip, as with torch.save.
-
-    Raises:
-        ArgumentError: an unknown format, or something that is no destination.
-    """
-    if not isinstance(f, str | os.PathLike) and not callable(getattr(f, "write", None)):
-        raise ArgumentError(f"can't save to a {type(f).__name__}: give a path or a file object opened with mode 'wb'")
-    if wanted is not None:
-        if wanted not in FORMATS:
-            raise ArgumentError(f"format {wanted!r} is unknown; there are: {', '.join(FORMATS)}")
-        return wanted
-    if isinstance(f, str | os.PathLike):
-        text = os.fspath(f)
-        if "://" in text:
-            raise ArgumentError(f"`{text}`: saving to a URL is not in this version; save to a path", file=text)
-        if text.endswith(".safetensors"):
-            return "safetensors"
-    return "pt"
-
-
-def shown_name(f: Any) -> str:
-    """What messages call a source or destination."""
-    return os.fspath(f) if isinstance(f, str | os.PathLike) else f"<{type(f).__name__}>"
 
 
 def document_of(
