@@ -459,8 +459,7 @@ def test_torchscript_is_handed_to_torch_jit(load: Callable[..., Any], tmp_path: 
         with pytest.raises(RuntimeError, match="weights_only=True`` with TorchScript archives"):
             load(path)
         assert set(load(path, weights_only=False).state_dict()) == {"weight", "bias"}
-    with pytest.warns(UserWarning, match="dispatching to 'torch.jit.load'") as told, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with pytest.warns(UserWarning, match="dispatching to 'torch.jit.load'") as told:
         load(path, weights_only=False)
     assert [warning.filename for warning in told if "dispatching" in str(warning.message)] == [__file__]
 

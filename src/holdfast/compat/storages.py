@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +11,8 @@ import torch
 from holdfast.compat.sources import check_source
 from holdfast.compat.untyped import untyped
 from holdfast.formats.base import Segment
-from holdfast.serialization.memory import view_memory
-from holdfast.serialization.reading import raise_damage
+from holdfast.serialization.storages import empty_storage, mapped_storage, read_storage
 from holdfast.state.paths import printable
-from holdfast.storage.requests import ReadRequest, read_requests
 
 _local = untyped.serialization._serialization_tls
 
@@ -105,7 +102,7 @@ class Storages:
     def _placed(self, segment: Segment, dtype: torch.dtype, location: str) -> Any:
         fake = torch._guards.detect_fake_mode(None) is not None
         if fake or self._to_meta:
-            storage = untyped.UntypedStorage(segment.length, device="meta")
+            storage = empty_storage(segment.length, "meta")
             storage._checkpoint_offset = segment.offset
             if fake:
                 storage._fake_device = location
@@ -118,17 +115,11 @@ class Storages:
 
     def _made(self, segment: Segment) -> Any:
         if _local.skip_data:
-            return untyped.UntypedStorage(segment.length)
+            return empty_storage(segment.length)
         if self._mapped is not None:
             return self._mapped[segment.offset : segment.offset + segment.length]
-        storage = untyped.UntypedStorage(segment.length)
-        if segment.length:
-            into = view_memory(storage.data_ptr(), segment.length)
-            request = ReadRequest(segment.source, segment.offset, into, segment.chunks, segment.crc32, segment.name)
-            raise_damage(read_requests([request]))
-            self.end = max(self.end, segment.offset + segment.length)
-        # a part of a storage can't be resized: a tensor that claims more than its storage has is refused by torch
-        return storage[0 : segment.length] if self._fixed else storage
+        self.end = max(self.end, segment.offset + segment.length)
+        return read_storage(segment, fixed=self._fixed)
 
     def _view(self, root: torch.TypedStorage, key: Any, first: int, numel: int) -> torch.TypedStorage:
         """A storage that was part of another one, up to torch 0.3."""
@@ -185,10 +176,7 @@ def swapped_by_default() -> bool:
     return name != sys.byteorder
 
 
-def map_file(path: str | os.PathLike[str]) -> torch.UntypedStorage:
-    """A file as one storage whose pages are those of the file."""
+def map_file(path: str) -> torch.UntypedStorage:
+    """A file as one storage, shared or private as ``torch.serialization.set_default_mmap_options`` says."""
     flags = torch.serialization.get_default_mmap_options()
-    shared = flags == getattr(torch.serialization, "MAP_SHARED", None)
-    name = os.fspath(path)
-    mapped: torch.UntypedStorage = untyped.UntypedStorage.from_file(name, shared, os.path.getsize(name))
-    return mapped
+    return mapped_storage(path, shared=flags == getattr(torch.serialization, "MAP_SHARED", None))
