@@ -113,6 +113,8 @@ class ModulePart(StatefulPart):
 
     def roll_back(self, spare: list[_Before]) -> None:
         for before in spare:
+            before.bring_back_extra()
+        for before in spare:  # after those: what they set is set back too
             before.bring_back()
 
 
@@ -129,6 +131,11 @@ class _Before:
         ]
         self._extra = copy.deepcopy(module.get_extra_state()) if _has_extra_state(module) else None
 
+    def bring_back_extra(self) -> None:
+        """What only the module's own code reaches: containers that it filled in place, objects outside Python."""
+        if self._extra is not None:
+            self._module.set_extra_state(self._extra)
+
     def bring_back(self) -> None:
         vars(self._module).clear()
         vars(self._module).update(self._attributes)
@@ -138,8 +145,6 @@ class _Before:
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)
-        if self._extra is not None:
-            self._module.set_extra_state(self._extra)
 
 
 def _members(module: nn.Module) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +33,14 @@ def live_dtype(spec: TensorSpec) -> torch.dtype:
     Raises:
         UnsupportedValue: this torch lacks the dtype.
     """
-    dtype = getattr(torch, _AS_INTEGERS.get(spec.dtype, spec.dtype), None)
+    return _dtype_named(spec.dtype)
+
+
+@functools.cache
+def _dtype_named(name: str) -> torch.dtype:
+    dtype = getattr(torch, _AS_INTEGERS.get(name, name), None)
     if not isinstance(dtype, torch.dtype):
-        raise UnsupportedValue(
-            f"this torch ({torch.__version__}) has no dtype {spec.dtype}; a newer one can load the file"
-        )
+        raise UnsupportedValue(f"this torch ({torch.__version__}) has no dtype {name}; a newer one can load the file")
     return dtype
 
 
@@ -104,17 +108,23 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
     for leaf in stored:
         users[id(leaf.segment)] = users.get(id(leaf.segment), 0) + 1
     tensors: list[torch.Tensor | None] = [None] * len(stored)
-    alone: list[tuple[StoredTensor, torch.Tensor]] = []
+    at_once: list[ReadRequest] = []
+    through: list[tuple[StoredTensor, torch.Tensor]] = []
     together: dict[int, list[int]] = {}
     for index, leaf in enumerate(stored):
         if users[id(leaf.segment)] == 1 and _fills_segment(leaf) and not placement.by_callable:
-            tensor = _new_tensor(leaf, placement)
-            tensors[index] = tensor
-            alone.append((leaf, tensor))
+            tensor = tensors[index] = _new_tensor(leaf, placement)
+            if not leaf.segment.length:
+                continue
+            if tensor.device.type == "cpu" and leaf.live_stride is None and not leaf.segment.swapped:
+                at_once.append(_whole(leaf.segment, tensor))
+            else:
+                through.append((leaf, tensor))
         else:
             together.setdefault(id(leaf.segment), []).append(index)
-    verify_segments(leaf.segment for leaf, tensor in alone if not _lies_alike(leaf, tensor))
-    fill(alone)
+    _read(at_once)
+    verify_segments(leaf.segment for leaf, _ in through)
+    fill(through)
     for group in _windows([[stored[index] for index in members] for members in together.values()]):
         storages = _read_storages([members[0].segment for members in group], [members[0] for members in group])
         for members, storage in zip(group, storages, strict=True):
