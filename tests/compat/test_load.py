@@ -451,6 +451,7 @@ def test_byte_order(load: Callable[..., Any]) -> None:
         config.load.endianness = before
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_torchscript_is_handed_to_torch_jit(load: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "scripted.pt"
     with warnings.catch_warnings():

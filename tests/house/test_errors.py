@@ -63,10 +63,11 @@ def test_every_class_is_raised_somewhere() -> None:
 
 def test_nothing_else_is_raised() -> None:
     """What a caller meets is a HoldfastError. Private functions, and those whose docstring says so, may raise
-    ValueError or TypeError to a caller that adds the file and the path."""
+    ValueError or TypeError to a caller that adds the file and the path. The drop-in raises what torch raises, since
+    programs catch that by type and text."""
     found = []
     for module in modules():
-        for functions, node in _raises(module.tree, ()):
+        for functions, node in _raises(module.tree, ()) if module.room != "compat" else ():
             name = ast.unparse(node.exc.func) if isinstance(node.exc, ast.Call) else ""
             inner = len(functions) > 1 or any(function.name.startswith("_") for function in functions)
             said = any(name in (ast.get_docstring(function) or "") for function in functions)
