@@ -24,6 +24,7 @@ from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child
 from holdfast.training.folder import Committed, RunFolder
 from holdfast.training.saved import SavedCheckpoint
+from holdfast.training.signals import SignalWatch
 from holdfast.training.triggers import is_due, parse_save
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import document_of
@@ -56,7 +57,9 @@ class Run:
         root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
         best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
-        save: when to commit, ``"1ep"``, ``"500step 15min"``; whichever comes first.
+        save: when to commit, ``"1ep"``, ``"500step 15min signal"``; whichever comes first. With ``signal``, SIGTERM,
+            SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in evaluation at
+            once, inside an item at its end. A second SIGINT stops at once.
         args: plain data to record: an argparse.Namespace, a dict, a dataclass.
         loader: the data loader whose place is part of a commit; by default the one first given to ``batches``.
         rng: whether random states are part of a commit.
@@ -93,7 +96,10 @@ class Run:
         _check_names(objects)
         self._objects = {name: value for name, value in objects.items() if value is not None}
         adapt_all(self._objects)  # an object that can't be saved is refused here, not hours later
-        self._rules = parse_save(save)
+        words = save.split()
+        rules_of_time = [word for word in words if word != "signal"]
+        self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
+        self._watch = SignalWatch(self._on_signal) if "signal" in words else None
         rule = None if best is None else parse_best(best)
         rules = parse_keep(keep, best=rule) if isinstance(keep, str) else list(keep or ())
         texts = {"best": best, "keep": keep if isinstance(keep, str | None) else str(list(keep)), "save": save}
@@ -110,8 +116,8 @@ class Run:
         self._saved_at: Position | None = None
         self._committed_time = time.monotonic()
         self._due: str | None = None
-        self._in_body = False
-        self._stepped = False
+        self._in_body = self._inside = self._committing = self._stepped = False
+        self._ended: dict[str, Any] | None = None
         self._hooks = [
             value.register_step_post_hook(self._on_optimizer_step)
             for value in self._objects.values()
@@ -204,6 +210,8 @@ class Run:
             count: epochs in all, those of earlier processes included.
         """
         self.resume()
+        if self._watch is not None:
+            self._watch.start()
         while self._epoch < count:
             epoch = self._epoch
             yield epoch
@@ -224,10 +232,14 @@ class Run:
         self.resume()
         iterator = self._begin(loader)
         while True:
+            self._go_if_told()
             moment = self._moment() if self._due_now() else None
+            self._inside = True  # an item is being drawn or worked on: a signal waits
             try:
                 item = next(iterator)
             except StopIteration:
+                self._inside = False
+                self._ended = self._moment() if self._watch is not None else None
                 return
             if moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
@@ -235,7 +247,24 @@ class Run:
             yield item
             self._count()
 
+    def _on_signal(self, number: int) -> bool:
+        """Saves now if the run's objects are whole now; else the next boundary between items does."""
+        log.warning("run %s: signal %d: saving, then leaving", self.path, number)
+        if self._inside or self._committing:
+            return False
+        if self._step and self._saved_at != self.position:
+            self._commit({}, self._ended)
+        return True
+
+    def _go_if_told(self) -> None:
+        """Saves and ends the program when a signal came while that had to wait."""
+        if self._watch is not None and self._watch.pending is not None:
+            if self._saved_at != self.position:
+                self._commit({})
+            self._watch.leave()
+
     def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
+        self._ended = None
         if self._loader is None or self._loader.obj is not loader:
             self._loader = LoaderPart(loader)
         state, self._loader_state = self._loader_state, None
@@ -252,6 +281,7 @@ class Run:
             self._in_body = False
             self._step += 1
             self._batch += 1
+        self._inside = False
 
     def _due_now(self) -> bool:
         """Whether a rule asks for a save here, between two items; inside a gradient accumulation it waits."""
@@ -283,6 +313,7 @@ class Run:
             raise ArgumentError(f"`{self.path}`: end({epoch}) during epoch {self._epoch}")
         values = {name: _number(name, value) for name, value in metrics.items()}
         self._count()
+        self._inside = True  # a signal waits for the metrics to be committed
         self._epoch, self._batch = epoch + 1, 0
         seconds = time.monotonic() - self._committed_time
         reason = self._due or is_due(
@@ -290,11 +321,15 @@ class Run:
         )
         self._asked_at = self._step
         rule = self._folder.best_rule
-        if reason or (rule is not None and self._folder.is_best(values.get(rule.metric))):
-            return self._commit(values)
-        if values:
+        self._ended, committed = None, None
+        told = self._watch is not None and self._watch.pending is not None
+        if reason or told or (rule is not None and self._folder.is_best(values.get(rule.metric))):
+            committed = self._commit(values)
+        elif values:
             self._folder.note_metrics(self._step, epoch, values)
-        return None
+        self._inside = False
+        self._go_if_told()
+        return committed
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
@@ -334,11 +369,15 @@ class Run:
         tree: dict[str, Any] = {**self._objects, **(self._moment() if moment is None else moment)}
         if self._args is not None:
             tree["args"] = self._args
-        document, notes = document_of(tree, row_major=True)
         first = self._saved_at is None
-        committed = self._folder.commit(
-            document, step=self._step, epoch=self._epoch, batch=self._batch, metrics=metrics
-        )
+        self._committing = True  # a signal that comes now must not begin another
+        try:
+            document, notes = document_of(tree, row_major=True)
+            committed = self._folder.commit(
+                document, step=self._step, epoch=self._epoch, batch=self._batch, metrics=metrics
+            )
+        finally:
+            self._committing = False
         self._saved_at, self._due = self.position, None
         self._committed_time = time.monotonic()
         for note in (*notes, *(self._loader.notes() if self._loader else ())) if first else ():
@@ -365,6 +404,8 @@ class Run:
 
     def close(self) -> None:
         """Lets go of the run's lock and of the optimizers; closing twice is fine."""
+        if self._watch is not None:
+            self._watch.stop()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

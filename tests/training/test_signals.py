@@ -1,0 +1,98 @@
+"""A training that is told to stop saves first, ends as a shell expects, and goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.runs.catalog import scan
+
+SCRIPT = """
+import os, signal, sys, time
+import torch
+from torch import nn
+import holdfast
+
+root, where, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+if "chain" in where:
+    signal.signal(signal.SIGTERM, lambda *_: print("mine too", flush=True))
+def tell(place, count):
+    if where.startswith(f"{place}{count}"):
+        os.kill(os.getpid(), number)
+        if "twice" in where:
+            os.kill(os.getpid(), number)
+with holdfast.Run(root, model=net, opt=opt, save="100ep signal") as run:
+    items = [torch.full((2,), float(i)) for i in range(5)]
+    for epoch in run.epochs(3):
+        for item in run.batches(items):
+            net(item).sum().backward()
+            tell("body", run.position.step)
+            opt.step()
+            opt.zero_grad()
+        tell("evaluation", epoch)
+        torch.rand(3)
+        run.end(epoch, loss=0.5)
+        tell("between", epoch)
+print(" ".join(p.detach().flatten().numpy().tobytes().hex() for p in net.parameters()), torch.rand(1).item())
+"""
+
+
+def run(root: Path, where: str = "-", number: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, str(root), where, str(number)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    done = run(tmp_path_factory.mktemp("whole") / "run")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "saved"),
+    [
+        ("body3", signal.SIGTERM, (4, 0, 4)),
+        ("body7", signal.SIGINT, (8, 1, 3)),
+        ("body4", signal.SIGUSR1, (5, 0, 5)),  # behind the last item, before the evaluation
+        ("evaluation1", signal.SIGTERM, (10, 1, 5)),
+        ("between0", signal.SIGTERM, (5, 1, 0)),
+    ],
+)
+def test_a_signal_saves_and_leaves(
+    where: str, number: signal.Signals, saved: tuple[int, int, int], tmp_path: Path, whole: str
+) -> None:
+    told = run(tmp_path / "run", where, number)
+    assert told.returncode == 128 + number, told.stderr
+    newest = scan(tmp_path / "run").readable[-1].manifest
+    assert newest is not None
+    assert (newest.step, newest.epoch, newest.batch) == saved
+    assert run(tmp_path / "run").stdout == whole
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    told = run(tmp_path / "run", "body3 twice", signal.SIGINT)
+    assert "KeyboardInterrupt" in told.stderr
+    assert scan(tmp_path / "run").readable == ()
+
+
+def test_a_handler_that_was_there_is_called_too(tmp_path: Path) -> None:
+    told = run(tmp_path / "run", "body3 chain", signal.SIGTERM)
+    assert told.returncode == 128 + signal.SIGTERM
+    assert told.stdout == "mine too\n"
+    assert [one.step for one in scan(tmp_path / "run").readable] == [4]
+
+
+def test_without_the_rule_signals_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", SCRIPT.replace('"100ep signal"', '"100ep"'))
+    told = run(tmp_path / "run", "body3", signal.SIGTERM)
+    assert told.returncode == -signal.SIGTERM
