@@ -13,6 +13,7 @@ from holdfast.policy.names import align, policy_names
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import Difference, LoadReport
 from holdfast.policy.shape import common_box, may_resize
+from holdfast.policy.suggest import suggest
 from holdfast.spec import TensorSpec
 from holdfast.state.paths import printable
 
@@ -69,6 +70,8 @@ def match(
         report.notes.append(f"dropped {len(dropped)} names of the file: {_some(dropped)}")
     report.loaded = list(matched.pairs)
     report.coverage = _coverage(stored, live, matched)
+    if report.unexpected and report.missing and (better := suggest(stored, live)) is not None:
+        report.suggestions = [str(better)]
     return matched
 
 
