@@ -148,14 +148,17 @@ class Archive:
         except zlib.error as reason:
             raise self._uninflatable(record, str(reason)) from None
 
-    def place(self, name: str) -> tuple[ByteSource, int]:
-        """Where a record's content is: in the file, or inflated when it is asked for and let go after that."""
+    def place(self, name: str, *, skip: int = 0) -> tuple[ByteSource, int]:
+        """Where a record's content is, after its first ``skip`` bytes.
+
+        It is in the file, or inflated when it is asked for and let go after that.
+        """
         record = self.records[name]
         if record.method == STORED:
-            return self.source, record.start
+            return self.source, record.start + skip
         self._allow(record)
         packed = partial(self.source.read, record.start, record.packed)
-        return MadeSource(self.file, record.size, lambda: self._inflate(record, packed())), 0
+        return MadeSource(self.file, record.size - skip, lambda: memoryview(self._inflate(record, packed()))[skip:]), 0
 
     def _allow(self, record: Record) -> None:
         """Counts the inflated bytes of a record; refuses an archive that grows without measure."""

@@ -310,7 +310,7 @@ class MadeSource:
         make: makes them; called by one thread at a time.
     """
 
-    def __init__(self, name: str, size: int, make: Callable[[], bytes | bytearray]) -> None:
+    def __init__(self, name: str, size: int, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         self.name = name
         self._size = size
         self._make = make
