@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast import surgery as surgery
     from holdfast.api import build as build
     from holdfast.api import convert as convert
     from holdfast.api import load as load
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from holdfast.api import summary as summary
     from holdfast.api import verify as verify
     from holdfast.errors import HoldfastError as HoldfastError
+    from holdfast.formats.scan import scan as scan
     from holdfast.policy.policies import Exact as Exact
     from holdfast.policy.policies import Warm as Warm
     from holdfast.policy.report import LoadReport as LoadReport
@@ -42,6 +44,7 @@ _HOME = {
     "rescue": "api",
     "restore": "api",
     "save": "api",
+    "scan": "formats.scan",
     "snapshot": "api",
     "summary": "api",
     "verify": "api",
@@ -56,6 +59,7 @@ _HOME = {
     "Record": "state.values",
     "Position": "training.run",
     "Run": "training.run",
+    "surgery": "surgery",
     "Warm": "policy.policies",
 }
 
@@ -65,7 +69,8 @@ __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (strings, sorted fro
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"holdfast.{_HOME[name]}"), name)
+    home = importlib.import_module(f"holdfast.{_HOME[name]}")
+    value = home if _HOME[name] == name else getattr(home, name)
     globals()[name] = value
     return value
 

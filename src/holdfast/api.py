@@ -24,7 +24,7 @@ from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
 from holdfast.transfer.opened import Opened, is_source, opened_document
-from holdfast.transfer.rescue import build_layers, check_plain, rescue_state
+from holdfast.transfer.rescue import build_layers, check_plain, rescue_state, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, save_file
 from holdfast.transfer.summary import Summary, summarise
@@ -327,6 +327,31 @@ def rescue(f: FileLike, map_location: MapLocation = None, *, at: str | None = No
         ['weight', 'bias']
     """
     return rescue_state(f, Placement(map_location), at)
+
+
+def rescue_file(f: FileLike, dst: FileLike, *, at: str | None = None) -> Saved:
+    """Writes what ``rescue`` gives as a file, tensor by tensor, verified on the way.
+
+    Args:
+        f: a path or a binary file object.
+        dst: a path or a binary file object; by suffix ``.safetensors`` or a torch file.
+        at: as in ``rescue``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MissingPart, RefusedFile: as in ``rescue``.
+        StorageError: ``dst`` can't be written; what was there before is intact.
+
+    Example:
+        >>> import torch
+        >>> from holdfast.api import rescue_file
+        >>> torch.save(torch.nn.Linear(2, 1), "whole.pt")
+        >>> rescue_file("whole.pt", "weights.safetensors").tensors
+        2
+    """
+    return write_rescued(f, dst, at)
 
 
 def summary(obj: Any) -> Summary:

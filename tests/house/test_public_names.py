@@ -29,8 +29,10 @@ NAMES = {
     "rescue",
     "restore",
     "save",
+    "scan",
     "snapshot",
     "summary",
+    "surgery",
     "verify",
 }
 

@@ -14,11 +14,14 @@ from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.opening import open_any
 from holdfast.spec import Path
 from holdfast.state.flatten import leaves, seen_parts
+from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
+from holdfast.state.skeleton import outline
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
 from holdfast.state.values import Opaque, Tree
 
 _VALUES = 40
+_LONG = 200
 _Tensors = list[tuple[Path, StoredTensor]]
 
 
@@ -26,17 +29,21 @@ _Tensors = list[tuple[Path, StoredTensor]]
 @click.argument("f", metavar="F")
 @click.option("--keys", "glob", metavar="GLOB", help="Only what has a matching path; * also crosses dots.")
 @click.option("--state", "everything", is_flag=True, help="Every line: no block is collapsed, no value left out.")
+@click.option("--opaque", is_flag=True, help="Objects as the pickle has them: class names, arguments and attributes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(f: str, glob: str | None, everything: bool, as_json: bool) -> None:
+def command(f: str, glob: str | None, everything: bool, opaque: bool, as_json: bool) -> None:
     """Say what F is (a file, checkpoint, run or reference) and what it holds. Headers are read, tensors are not."""
     with open_any(f) as container:
         document = container.document()
-        tensors = [item for item in leaves(document.tree) if glob is None or matches(item[0], glob)]
-        values = [one for one in value_lines(document.tree) if glob is None or matches((one[0],), glob)]
+        tree = document.tree if opaque else with_states(document.tree)[0]
+        tensors = [item for item in leaves(tree) if glob is None or matches(item[0], glob)]
+        values = [one for one in value_lines(tree) if glob is None or matches((one[0],), glob)]
+        modules = _modules(document.tree, glob)
         if as_json:
-            say_json(_as_json(container, document, tensors, values))
+            say_json(_as_json(container, document, tensors, values) | {"modules": modules})
             return
         _print_head(container, document, tensors)
+        _print_modules(modules, everything=everything)
         _print_tensors(tensors, everything=everything)
         _print_shared(tensors)
         _print_values(values, everything=everything)
@@ -84,7 +91,7 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
     if opaque:
         names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
         say(coloured(f"  holds objects of classes that only a pickle would rebuild: {names}", "yellow"))
-        say("  nothing of them was run; torch.load(weights_only=False) would run them")
+        say("  nothing of them was run; torch.load(weights_only=False) would run them; holdfast scan names all")
     else:
         say("  safe: tensors and plain values; nothing in it asks to run code")
     for name, text in document.metadata.items():
@@ -124,6 +131,27 @@ def _print_tensors(tensors: _Tensors, *, everything: bool) -> None:
             for line in tree_lines(listed)
         ]
     say_table(["tensors", "", "", ""], rows, right=(2, 3))
+
+
+def _modules(tree: Tree, glob: str | None) -> list[list[str]]:
+    """The parts of the whole modules in a tree: dotted path, and what each is."""
+    found = []
+    for path, module in find_modules(tree).items():
+        for name, text in outline(module):
+            full = dotted(path) if name == ROOT else dotted((*path, name))
+            if glob is None or matches((full,), glob):
+                found.append([full, text])
+    return found
+
+
+def _print_modules(modules: list[list[str]], *, everything: bool) -> None:
+    if not modules:
+        return
+    say()
+    shown = modules if everything else modules[:_VALUES]
+    say_table(["modules", ""], [[printable(path), printable(text[:_LONG])] for path, text in shown])
+    if len(shown) < len(modules):
+        say(f"... {len(modules) - len(shown)} more: --state")
 
 
 def _shared(tensors: _Tensors) -> list[list[Path]]:

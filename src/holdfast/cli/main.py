@@ -17,12 +17,19 @@ from holdfast.errors import HoldfastError
 USAGE = 3
 INTERRUPTED = 130
 VERBS = {
+    "average": "the average of several checkpoints' weights",
     "check": "whether a file fits a model, changing nothing",
     "convert": "one file as another, proved equal",
+    "extract": "one part of a file as a file of its own",
     "inspect": "what a file, checkpoint or run holds",
     "ls": "the checkpoints of a run",
+    "merge": "several files as one",
     "path": "the folder that a reference names",
+    "rename": "a file with other names for its weights",
+    "rescue": "the weights out of a whole pickled module",
+    "scan": "what a pickle would import and call",
     "show": "the manifest of a checkpoint",
+    "strip": "the weights of a checkpoint alone",
     "verify": "compare every byte with its digest",
 }
 """The verbs in the order of the help; each lives in a file of its name, loaded when it is called."""

@@ -31,6 +31,7 @@ class Machine:
         self.names: dict[tuple[str, str], Global] = {}
         self.memo: dict[int, Node] = {}
         self.outside: list[Persistent] = []
+        self.calls: list[Call] = []
 
     def wrong(self, pos: int, reason: Exception) -> CorruptFile:
         if pos >= len(self.data):
@@ -68,6 +69,12 @@ class Machine:
         node = Persistent(name)
         self.outside.append(node)
         return node
+
+    def call(self, func: Node, args: Node, kwargs: Node = None) -> Call:
+        """The node of a call, which stays known when the pickle throws its result away."""
+        made = Call(func, args, kwargs=kwargs)
+        self.calls.append(made)
+        return made
 
     def integer(self, pos: int, data: bytes) -> int:
         """A little-endian integer of any length below the limit."""
@@ -209,13 +216,13 @@ def _text_put(machine: Machine, pos: int, stack: list[Node]) -> int:
 
 def _newobj(machine: Machine, pos: int, stack: list[Node]) -> int:
     args = stack.pop()
-    stack[-1] = Call(stack[-1], args)
+    stack[-1] = machine.call(stack[-1], args)
     return pos
 
 
 def _newobj_ex(machine: Machine, pos: int, stack: list[Node]) -> int:
     kwargs, args = stack.pop(), stack.pop()
-    stack[-1] = Call(stack[-1], args, kwargs=kwargs)
+    stack[-1] = machine.call(stack[-1], args, kwargs)
     return pos
 
 
@@ -287,13 +294,14 @@ def _dict_of(items: list[Node]) -> Dict:
     return Dict(items)
 
 
-def _object(items: list[Node]) -> Call:
-    return Call(items[0], tuple(items[1:]))
+def _object(machine: Machine, pos: int, stack: list[Node], items: list[Node]) -> int:
+    stack.append(machine.call(items[0], tuple(items[1:])))
+    return pos
 
 
 def _instance(machine: Machine, pos: int, stack: list[Node], items: list[Node]) -> int:
     pos = _global(machine, pos, stack)
-    stack[-1] = Call(stack[-1], tuple(items))
+    stack[-1] = machine.call(stack[-1], tuple(items))
     return pos
 
 
@@ -382,7 +390,7 @@ MARKED: dict[int, Marked] = {
         "l": _make(list),
         "d": _make(_dict_of),
         "\x91": _make(lambda items: Set(items, frozen=True)),
-        "o": _make(_object),
+        "o": _object,
         "1": lambda machine, pos, stack, items: pos,
         "i": _instance,
     }.items()

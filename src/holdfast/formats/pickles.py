@@ -25,12 +25,14 @@ class Parsed(msgspec.Struct):
         end: the first byte after it.
         globals: every name that it would import, in the order of the file.
         outside: every reference to something outside it, in the order of the file.
+        calls: every call that it would make, in the order of the file, also those whose results it throws away.
     """
 
     root: Node
     end: int
     globals: list[Global]
     outside: list[Persistent]
+    calls: list[Call]
 
 
 def parse(data: bytes, file: str, *, start: int = 0) -> Parsed:
@@ -46,16 +48,16 @@ def parse(data: bytes, file: str, *, start: int = 0) -> Parsed:
         RefusedFile: it reaches outside the file, or holds an absurd integer.
     """
     machine = Machine(data, file)
-    root, end = _run(machine, start)
-    return Parsed(root, end, list(machine.names.values()), machine.outside)
+    root, end = run(machine, start)
+    return Parsed(root, end, list(machine.names.values()), machine.outside, machine.calls)
 
 
-def _run(machine: Machine, pos: int) -> tuple[Node, int]:  # noqa: C901  # one branch an opcode
+def run(machine: Machine, pos: int) -> tuple[Node, int]:  # noqa: C901  # one branch an opcode
     """Runs to the opcode STOP; returns the value and the byte after it.
 
     The opcodes that torch files consist of stand here, the most frequent first; two tables hold the others.
     """
-    data, memo = machine.data, machine.memo
+    data, memo, calls = machine.data, machine.memo, machine.calls
     stack: list[Node] = []
     above: list[list[Node]] = []  # the stacks below each open MARK
     try:
@@ -89,7 +91,8 @@ def _run(machine: Machine, pos: int) -> tuple[Node, int]:  # noqa: C901  # one b
                 stack[-1] = (stack[-1],)
             elif op == 0x52:  # REDUCE
                 args = stack.pop()
-                stack[-1] = Call(stack[-1], args)
+                stack[-1] = call = Call(stack[-1], args)
+                calls.append(call)
             elif op == 0x51:  # BINPERSID
                 stack[-1] = machine.persistent(stack[-1])
             elif op == 0x29:  # EMPTY_TUPLE

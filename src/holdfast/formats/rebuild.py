@@ -97,9 +97,8 @@ class Builder:
                 value, weight, height = self._done[id(node)]
                 self._count(frames, weight, height + 1)
             elif id(node) in open_nodes:
-                raise RefusedFile(
-                    f"`{shown(self._file)}`: the pickle holds a value that contains itself", file=self._file
-                )
+                value = self._itself(node, cls)
+                frame.weight += 1
             elif cls is Call and type(node.func) is Global and node.func.path in _TENSORS:
                 value = _TENSORS[node.func.path](self, node)
                 self._done[id(node)] = value, 1, 1
@@ -109,6 +108,12 @@ class Builder:
                 open_nodes.add(id(node))
                 frames.append(_Frame(self._steps(node, cls), node))
                 value = None
+
+    def _itself(self, node: Node, cls: type) -> Opaque:
+        """What stands where an object that is not rebuilt refers to itself, such as a part to its whole: its name."""
+        if cls is Call and type(node.func) is Global and node.func.path not in FORMS:
+            return Opaque(node.func.path, None)
+        raise RefusedFile(f"`{shown(self._file)}`: the pickle holds a value that contains itself", file=self._file)
 
     def _count(self, frames: list[_Frame], weight: int, height: int) -> None:
         frame = frames[-1]
@@ -392,3 +397,6 @@ _SPECIAL: dict[str, Callable[[Builder, Call], _Building]] = {
     "torch._utils._rebuild_qtensor": Builder._quantized,
 }
 """Forms whose arguments are not values."""
+
+REBUILT = frozenset({*_TENSORS, *_SPECIAL})
+"""Functions and classes that tensors are made with."""

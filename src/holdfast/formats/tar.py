@@ -73,6 +73,8 @@ class TorchTar(Container):
         pickle: the bytes of the object's pickle.
         storages: each storage as one row of elements, by its key.
         tensors: by their keys.
+        members: each member that counts, by its name.
+        parsed: every pickle in it, as they were read.
     """
 
     format = NAME
@@ -80,13 +82,15 @@ class TorchTar(Container):
     def __init__(self, source: ByteSource, file: str) -> None:
         self.file = file
         self._source = source
-        self._members = _find_members(source, file)
+        self.members = _find_members(source, file)
+        self.parsed: list[Parsed] = []
         self.storages: dict[int, StoredTensor] = {}
         self.tensors: dict[int, StoredTensor] = {}
         self._roots: list[Segment] = []
-        self._read_storages(_Member(self._members["storages"], file))
-        self._read_tensors(_Member(self._members["tensors"], file))
-        self.pickle, self._object = read_pickle(self._members["pickle"], file, 0)
+        self._read_storages(_Member(self.members["storages"], file, self.parsed))
+        self._read_tensors(_Member(self.members["tensors"], file, self.parsed))
+        self.pickle, self._object = read_pickle(self.members["pickle"], file, 0)
+        self.parsed.append(self._object)
 
     def document(self) -> Document:
         for node in self._object.outside:
@@ -169,6 +173,7 @@ class _Member(msgspec.Struct):
 
     source: ByteSource
     file: str
+    parsed: list[Parsed]
     at: int = 0
 
     @property
@@ -178,6 +183,7 @@ class _Member(msgspec.Struct):
     def pickle(self) -> Parsed:
         data, parsed = read_pickle(self.source, self.file, self.at)
         self.at += len(data)
+        self.parsed.append(parsed)
         return parsed
 
     def count(self) -> int:

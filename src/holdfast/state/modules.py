@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import msgspec
 
+from holdfast.errors import MissingPart
 from holdfast.spec import Path
 from holdfast.state.flatten import below
-from holdfast.state.paths import dotted
+from holdfast.state.paths import dotted, printable
 from holdfast.state.values import ATOMS, TENSOR_KINDS, Opaque, Tree, Typed
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -30,6 +31,9 @@ _WRAPPERS = {
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 _OLD_PARAMETERS = frozenset({"torch.nn.parameter.Parameter", "torch.autograd.variable.Variable"})
 _PACKED = "torch.ScriptObject"
+_SHOWN = 8
+ROOT = dotted(())
+"""What the path of a whole file prints as."""
 
 
 class Module(msgspec.Struct, eq=False):
@@ -184,6 +188,33 @@ def find_modules(tree: Tree) -> dict[Path, Module]:
         elif type(node) in (dict, list, Typed, Opaque):
             stack.extend(reversed(list(below(path, node))))
     return found
+
+
+def modules_at(tree: Tree, at: str | None, file: str) -> dict[str, Module]:
+    """The outermost modules of a tree by their dotted paths, or the one module or part of a module at ``at``.
+
+    Raises:
+        MissingPart: there is none; says what is there. ``file`` is named in it.
+    """
+    modules = {dotted(path): module for path, module in find_modules(tree).items()}
+    if not modules:
+        raise MissingPart(
+            f"`{printable(file)}`: holds no whole module to rescue; its tensors and values are read with holdfast.load",
+            file=file,
+        )
+    if at is None:
+        return modules
+    for name, module in modules.items():
+        above = "" if name == ROOT else f"{name}."
+        for prefix, part in submodules(module, above):
+            if at == (prefix[:-1] or ROOT):
+                return {at: part}
+    shown = ", ".join(f"`{printable(name)}`" for name in list(modules)[:_SHOWN])
+    raise MissingPart(
+        f"`{printable(file)}`: has no module at `{printable(at)}`; there are {shown} and their parts",
+        file=file,
+        path=at,
+    )
 
 
 def with_states(tree: Tree) -> tuple[Tree, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.spec import TensorSpec
 from holdfast.state.layers import CONSTRUCTORS, CONTAINERS, Layer, layer_of, plain_value, required, torch_name
-from holdfast.state.modules import Module, state_of, submodules, tensor_of, what_is
+from holdfast.state.modules import ROOT, Module, state_of, submodules, tensor_of, what_is
 from holdfast.state.values import ATOMS, Tree
 
 _LONG = 200
@@ -50,6 +50,28 @@ def skeleton(modules: Mapping[str, Module], spec_of: SpecOf) -> str:
     return "\n".join([*imports, "", *writer.classes(), "", *lines, ""])
 
 
+def call_text(layer: Layer) -> str:
+    """The call that constructs a layer: ``nn.Conv2d(1, 4, kernel_size=(3, 3))``."""
+    given: list[str] = []
+    for argument, value in layer.arguments.items():
+        text = call_text(value) if isinstance(value, Layer) else _literal(value)
+        alone = len(given) < 2 and argument in required(layer.name)
+        given.append(text if alone else f"{argument}={text}")
+    return f"nn.{layer.name}({', '.join(given)})"
+
+
+def outline(module: Module) -> Iterator[tuple[str, str]]:
+    """The parts of a module: dotted path, and the call or, of other classes, the name."""
+    stack = [("", module)]
+    while stack:
+        path, part = stack.pop()
+        layer = layer_of(part) if torch_name(part) in CONSTRUCTORS else None
+        yield path or ROOT, part.class_name if layer is None else call_text(layer)
+        if layer is None:
+            below = [(f"{path}.{name}" if path else name, child) for name, child in part.children.items()]
+            stack += [(name, child) for name, child in reversed(below) if isinstance(child, Module)]
+
+
 class _Writer:
     """Collects the classes that a module tree needs; equal ones are written once."""
 
@@ -68,7 +90,7 @@ class _Writer:
         name = torch_name(module)
         layer = layer_of(module) if name in CONSTRUCTORS else None
         if layer is not None:
-            return self._call(layer)
+            return call_text(layer)
         if name in CONTAINERS and not (module.hooks or module.parameters or module.buffers):
             made = self._container(name, module)
             if made is not None:
@@ -79,14 +101,6 @@ class _Writer:
         if known is None:
             known = self._bodies[title, body] = self._fresh(module.class_name.rpartition(".")[2])
         return f"{known}()"
-
-    def _call(self, layer: Layer) -> str:
-        given: list[str] = []
-        for argument, value in layer.arguments.items():
-            text = self._call(value) if isinstance(value, Layer) else _literal(value)
-            alone = len(given) < 2 and argument in required(layer.name)
-            given.append(text if alone else f"{argument}={text}")
-        return f"nn.{layer.name}({', '.join(given)})"
 
     def _container(self, name: str, module: Module) -> str | None:
         """A Sequential, ModuleList or ModuleDict; None where its names or parts can't be given to its constructor."""

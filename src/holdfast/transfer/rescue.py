@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from holdfast.errors import ArgumentError, MissingPart, RefusedFile, UntrustedType
+from holdfast.errors import ArgumentError, RefusedFile, UntrustedType
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.formats.writing import format_for, shown_name, write_document
 from holdfast.objects.layers import check_attributes, construct_layers, give_state
@@ -18,15 +18,23 @@ from holdfast.serialization.reading import read_tree, verify_segments
 from holdfast.spec import Path, TensorSpec
 from holdfast.state.flatten import below, child, keys, map_leaves
 from holdfast.state.layers import layer_from_json, layer_of
-from holdfast.state.modules import Module, find_modules, lost_of, state_of, submodules, tensor_of, with_states
+from holdfast.state.modules import (
+    ROOT,
+    Module,
+    find_modules,
+    lost_of,
+    modules_at,
+    state_of,
+    submodules,
+    tensor_of,
+    with_states,
+)
 from holdfast.state.paths import dotted, printable
-from holdfast.state.skeleton import skeleton
 from holdfast.state.values import Opaque, Tree, Typed
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.save import Saved
 
 _SHOWN = 8
-_ROOT = dotted(())
 
 
 def rescue_state(f: Any, placement: Placement, at: str | None) -> dict[str, Any]:
@@ -36,7 +44,7 @@ def rescue_state(f: Any, placement: Placement, at: str | None) -> dict[str, Any]
     return state
 
 
-def rescue_file(f: Any, dst: Any, at: str | None) -> Saved:
+def write_rescued(f: Any, dst: Any, at: str | None) -> Saved:
     """Writes what ``rescue`` gives as a file, streaming; see the command ``holdfast rescue``."""
     begin, name = time.perf_counter(), format_for(dst, None)
     with opened_document(f) as (document, file):
@@ -50,20 +58,8 @@ def rescue_file(f: Any, dst: Any, at: str | None) -> Saved:
     return Saved(shown_name(dst), name, len(stored), size, time.perf_counter() - begin, notes)
 
 
-def skeleton_of(f: Any, at: str | None = None) -> str:
-    """The structure of the modules in a file as Python source to start a new class from."""
-    with opened_document(f) as (document, file):
-        modules = _wanted(document.tree, at, file)
-    named = {"" if len(modules) == 1 else name: module for name, module in modules.items()}
-    return skeleton(named, _spec)
-
-
-def _spec(leaf: Tree) -> TensorSpec | None:
-    return leaf.spec if isinstance(leaf, StoredTensor) else None
-
-
 def _states(tree: Tree, at: str | None, file: str) -> dict[str, Tree]:
-    modules = _wanted(tree, at, file)
+    modules = modules_at(tree, at, file)
     for name, module in modules.items():
         check_whole(module, name, file)
     states = {name: map_leaves(state_of(module), _detached) for name, module in modules.items()}
@@ -72,30 +68,6 @@ def _states(tree: Tree, at: str | None, file: str) -> dict[str, Tree]:
 
 def _detached(leaf: StoredTensor) -> StoredTensor:
     return msgspec.structs.replace(leaf, requires_grad=False) if leaf.requires_grad else leaf
-
-
-def _wanted(tree: Tree, at: str | None, file: str) -> dict[str, Module]:
-    """The modules of a file by their dotted paths; only that under ``at`` where it is given.
-
-    Raises:
-        MissingPart: there is none; says what is there.
-    """
-    modules = {dotted(path): module for path, module in find_modules(tree).items()}
-    if not modules:
-        raise MissingPart(
-            f"`{file}`: holds no whole module to rescue; its tensors and values are read with holdfast.load", file=file
-        )
-    if at is None:
-        return modules
-    for name, module in modules.items():
-        above = "" if name == _ROOT else f"{name}."
-        for prefix, part in submodules(module, above):
-            if at == (prefix[:-1] or _ROOT):
-                return {at: part}
-    shown = ", ".join(f"`{printable(name)}`" for name in list(modules)[:_SHOWN])
-    raise MissingPart(
-        f"`{file}`: has no module at `{printable(at)}`; there are {shown} and their parts", file=file, path=at
-    )
 
 
 def check_whole(module: Module, name: str, file: str) -> None:
@@ -193,7 +165,7 @@ def build_layers(document: Document, file: str, placement: Placement) -> nn.Modu
     if kept is None:
         layer, state = _recorded(document, file)
     else:
-        check_whole(kept, _ROOT, file)
+        check_whole(kept, ROOT, file)
         layer, state = layer_of(kept), state_of(kept)
         if layer is None:
             raise ArgumentError(_needs_factory(file, f"it holds {_strange(kept)}"), file=file)
@@ -259,7 +231,7 @@ def _strange(module: Module) -> str:
         inside = (one for one in part.children.values() if isinstance(one, Module))
         if layer_of(part) is None and all(layer_of(one) is not None for one in inside):
             hooks = f" with hooks ({', '.join(part.hooks)})" if part.hooks else ""
-            return f"`{printable(prefix[:-1] or _ROOT)}`: {printable(part.class_name[:100])}{hooks}"
+            return f"`{printable(prefix[:-1] or ROOT)}`: {printable(part.class_name[:100])}{hooks}"
     return printable(module.class_name[:100])
 
 
