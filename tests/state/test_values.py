@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import holdfast
 from holdfast.errors import CorruptFile, MismatchError, RefusedFile, UnsupportedValue, UntrustedType
-from holdfast.state.values import Lifting, Lowering, Opaque, Record, Typed, lift, lower, trusted_class
+from holdfast.state.values import SAVE_DEPTH, Lifting, Lowering, Opaque, Record, Typed, lift, lower, trusted_class
 
 FORMATS = ["pt", "safetensors"]
 
@@ -405,7 +405,7 @@ def deep(levels: int) -> Any:
             "model",
             r"its time zone is a Own; use datetime.timezone or a named ZoneInfo",
         ),
-        (deep(101), "model" + ".k.0" * 49 + ".k", r"nested deeper than 100 levels"),
+        (deep(SAVE_DEPTH + 1), "model.k.0.k.0", rf"nested deeper than {SAVE_DEPTH} levels"),
     ],
     ids=lambda value: None,
 )
@@ -445,7 +445,7 @@ def nested(kind: str, levels: int) -> Any:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", ["list", "dict", "keys", "tuple", "namespace", "record", "state_dict"])
 def test_the_deepest_tree_that_is_saved_can_be_loaded(kind: str, form: str) -> None:
-    there_and_back(nested(kind, 99), form)
+    there_and_back(nested(kind, SAVE_DEPTH - 1), form)
 
 
 def called_from(depth: int, what: Any) -> Any:
@@ -456,10 +456,10 @@ def test_a_deep_caller_gets_an_error_of_ours() -> None:
     room = sys.getrecursionlimit() - len(list(_frames()))
     how = Lowering(lambda value, path: None, lambda value, path: None)
     with pytest.raises(UnsupportedValue, match="nested too deep to be saved from here"):
-        called_from(room - 100, lambda: lower(deep(90), how))
-    tree = deep(90)
+        called_from(room - 60, lambda: lower(deep(SAVE_DEPTH - 1), how))
+    tree = deep(SAVE_DEPTH - 1)
     with pytest.raises(RefusedFile, match=r"`f.pt`: its tree is nested too deep to be loaded from here"):
-        called_from(room - 100, lambda: lift(tree, Lifting(leaf=lambda leaf: leaf, file="f.pt")))
+        called_from(room - 60, lambda: lift(tree, Lifting(leaf=lambda leaf: leaf, file="f.pt")))
 
 
 def _frames() -> Any:

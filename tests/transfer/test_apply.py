@@ -152,7 +152,11 @@ def segments(file: Path) -> list[tuple[int, int]]:
     from holdfast.formats.detect import open_path
 
     with open_path(str(file)) as container:
-        return [(segment.offset, segment.length) for segment in container.segments() if segment.length and not segment.name.startswith(".")]
+        return [
+            (segment.offset, segment.length)
+            for segment in container.segments()
+            if segment.length and not segment.name.startswith(".")
+        ]
 
 
 def test_one_bad_byte_in_any_tensor_changes_nothing(file: Path) -> None:

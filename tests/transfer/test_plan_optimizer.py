@@ -184,6 +184,7 @@ def test_param_groups_that_are_none(state: Any, tmp_path: Path) -> None:
         lambda state: state["param_groups"][0].update(params=[[0], 1, 2, 3]),
         lambda state: state["param_groups"][0].update(param_names=5),
     ],
+    ids=["text", "far", "number", "list", "named", "repeated", "nested", "no_names"],
 )
 def test_hostile_states_are_refused_or_harmless(change: Any, file: Path) -> None:
     tree = torch.load(file.with_name("t.pt"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,15 +90,17 @@ class ModulePart(StatefulPart):
             return [], []
         return list(incompatible.missing_keys), list(incompatible.unexpected_keys)
 
-    def materialise(self, names: Iterable[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def materialise(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Gives tensors of a model made on the meta device memory, without a new identity: optimizers keep them.
 
         Returns:
             Pairs of (the tensor, what it was), for ``torch.utils.swap_tensors`` to undo it.
         """
-        swapped = []
+        swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
         owned = dict(self.obj.named_parameters(remove_duplicate=False)) | dict(self.obj.named_buffers())
-        for name in names:
+        if not any(tensor.is_meta for tensor in owned.values()):
+            return swapped
+        for name in self.targets():
             tensor = owned.get(name)
             if tensor is not None and tensor.is_meta:
                 real = torch.empty_like(tensor, device="cpu")
@@ -171,16 +173,27 @@ def _loads_itself(module: nn.Module) -> bool:
 
 def aliases(targets: dict[str, torch.Tensor]) -> dict[str, str]:
     """Names that share one tensor's memory with an earlier name: ``{"lm_head.weight": "wte.weight"}``."""
-    first: dict[tuple[Any, ...], str] = {}
+    at_address: dict[int, list[str]] = {}
     found: dict[str, str] = {}
     for name, tensor in targets.items():
-        if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
-            key = (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            if key in first:
-                found[name] = first[key]
+        if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
+            others = at_address.setdefault(tensor.data_ptr(), [])
+            first = next((other for other in others if _same_place(tensor, targets[other])), None)
+            if first is None:
+                others.append(name)
             else:
-                first[key] = name
+                found[name] = first
     return found
+
+
+def _same_place(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors that begin at one address are the same elements."""
+    return (left.device, left.shape, left.stride(), left.dtype) == (
+        right.device,
+        right.shape,
+        right.stride(),
+        right.dtype,
+    )
 
 
 def parameter_names(modules: dict[str, nn.Module]) -> dict[int, str]:

@@ -159,10 +159,10 @@ def _quantized(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typ
 
 def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str]) -> None:
     """Gives every leaf its segment; leaves whose bytes overlap in memory get the same one."""
-    storages: dict[tuple[str, int], list[_Pending]] = {}
+    storages: dict[tuple[torch.device, int], list[_Pending]] = {}
     for item in pending:
         if item.tensor.numel():
-            key = (str(item.tensor.device), item.tensor.untyped_storage().data_ptr())
+            key = (item.tensor.device, item.tensor.untyped_storage().data_ptr())
             storages.setdefault(key, []).append(item)
         else:
             item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape)
@@ -215,17 +215,17 @@ def _same_view(left: torch.Tensor, right: torch.Tensor) -> bool:
 def _assign_one(cluster: list[_Pending], row_major: bool) -> None:
     """One tensor, perhaps under several names."""
     tensor, spec = cluster[0].tensor, cluster[0].leaf.spec
-    dense = _is_dense(tensor)
-    live_stride = None
-    repeats = spec.extent < spec.numel  # expanded: fewer elements in memory than in the tensor
-    if spec.stride is None or (not row_major and (dense or (repeats and tensor.device.type == "cpu"))):
+    on_cpu, live_stride = tensor.device.type == "cpu", None
+    dense = spec.stride is None or _is_dense(tensor)
+    repeats = not dense and spec.extent < spec.numel  # expanded: fewer elements in memory than in the tensor
+    if spec.stride is None or (not row_major and (dense or (repeats and on_cpu))):
         length = spec.extent * spec.itemsize
-        segment = _memory_segment(tensor, 0, length) if tensor.device.type == "cpu" else _copied_segment(tensor)
+        segment = _memory_segment(tensor, 0, length) if on_cpu else _copied_segment(tensor)
     else:
         segment = _copied_segment(tensor)
         live_stride = spec.stride if dense else None
         spec = TensorSpec(spec.dtype, spec.shape)
-    if tensor.device.type != "cpu" and (stride := spec.stride) is not None:
+    if not on_cpu and (stride := spec.stride) is not None:
         # the bytes of a dense tensor elsewhere, in the order in which they lie
         order = sorted(range(tensor.dim()), key=lambda axis: (-stride[axis], axis))
         segment.source = TensorSource(tensor.permute(order))

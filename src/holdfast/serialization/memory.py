@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -110,7 +111,6 @@ def piece_at(tensor: torch.Tensor, element: int) -> tuple[torch.Tensor, int]:
     return tensor, start
 
 
-def bump_version(tensor: torch.Tensor) -> None:
-    """Tells autograd that the tensor's memory was written behind its back (an in-place write of nothing)."""
-    with torch.no_grad():
-        tensor.detach().reshape(-1)[:0].zero_() if tensor.is_contiguous() else tensor.detach()[..., :0].zero_()
+def bump_versions(tensors: Iterable[torch.Tensor]) -> None:
+    """Tells autograd that the tensors' memory was written behind its back."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])

@@ -18,7 +18,7 @@ from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check
 from holdfast.policy.policies import Warm
-from holdfast.serialization.memory import bump_version
+from holdfast.serialization.memory import bump_versions
 from holdfast.serialization.reading import count_lost, fill, live_dtype, read_tree
 from holdfast.state.flatten import map_leaves
 from holdfast.transfer.plan import ObjectPlan
@@ -50,7 +50,7 @@ def carry_out(plans: list[ObjectPlan], *, hyper: str, keep_spare: bool, file: st
         try:
             for plan in plans:
                 if isinstance(plan.part, ModulePart):
-                    made += plan.part.materialise(plan.part.targets())
+                    made += plan.part.materialise()
                 if plan.name in states:
                     undo.append((plan.part, plan.part.spare()))
                     _assign(plan, states[plan.name], file)
@@ -150,8 +150,7 @@ def _fill(plans: list[ObjectPlan], spare: bool, file: str) -> None:
             file=file,
         ) from reason
     finally:
-        for _, _, tensor in pairs:
-            bump_version(tensor)
+        bump_versions([tensor for _, _, tensor in pairs])
 
 
 @contextlib.contextmanager

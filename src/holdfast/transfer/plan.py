@@ -36,6 +36,7 @@ class ObjectPlan(msgspec.Struct):
             also in ``reads`` are only placeholders then.
         checked: targets whose values must be looked at before they are cast.
         policy: what may differ; a module that judges names itself is asked to be strict unless this is a Warm.
+        size: elements of the live object, its weight in the coverage of a whole restore.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ObjectPlan(msgspec.Struct):
     assign: Tree | None = None
     checked: list[str] = []
     policy: Policy | None = None
+    size: int = 1
 
 
 def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: str) -> ObjectPlan:
@@ -55,11 +57,12 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     live = {key: _spec(tensor) for key, tensor in targets.items()}
     tied = aliases(targets)
     matched = match(specs, live, policy, aliases=tied)
+    size = sum(tensor.numel() for tensor in targets.values())
     odd = [key for key, leaf in stored.items() if leaf is None]
     if part.has_own_loader() or odd:
         _refuse_narrowing(matched.report, policy, file, name)
         wanted = _renamed(tree, list(live), policy, {item.name for item in matched.report.mismatched})
-        return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy)
+        return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy, size=size)
     check(matched.report, policy, file, name)
     _refuse_unwritable({key: targets[key] for key in matched.pairs}, file, name)
     reads = {
@@ -68,7 +71,7 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
         if (leaf := stored[old]) is not None
     }
     return ObjectPlan(
-        name, part, matched.report, reads=_one_writer(reads, tied), checked=matched.checked, policy=policy
+        name, part, matched.report, reads=_one_writer(reads, tied), checked=matched.checked, policy=policy, size=size
     )
 
 
@@ -82,6 +85,8 @@ def _refuse_narrowing(report: LoadReport, policy: Policy, file: str, name: str) 
 def _refuse_unwritable(targets: Mapping[str, torch.Tensor], file: str, name: str) -> None:
     """Live tensors that have no element of their own for every stored one."""
     for key, tensor in targets.items():
+        if tensor.layout is torch.strided and tensor.is_contiguous():
+            continue
         if tensor.layout is not torch.strided:
             why = "is sparse in the program and dense in the file; convert one of them"
         elif any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):

@@ -42,27 +42,40 @@ def plan_optimizer(
         MismatchError: parameters differ, or state of another shape than its parameter; nothing was changed.
         CorruptFile: no state of an optimizer.
     """
-    groups = child(tree, "param_groups")
-    if not isinstance(groups, list) or any(not isinstance(child(group, "params"), list) for group in groups):
-        raise CorruptFile(
-            f"`{file}`: `{name}`: its param_groups are no list of groups with params", file=file, path=name
-        )
+    groups, order = _groups(tree, name, file)
     report = LoadReport()
-    stored = record.get("param_names") or [n for group in groups for n in child(group, "param_names") or []]
-    live = part.param_names()
-    order = [index for group in groups for index in child(group, "params") or []]
+    stored, live = _stored_names(record, groups), part.param_names()
     if not stored or live is None or len(stored) != len(order):
         _check_groups(name, part, [len(child(group, "params") or []) for group in groups], file)
         known = "the file has no parameter names" if not stored else "give model= beside it"
         report.notes.append(f"matched by position: {known}")
         places = dict(zip(order, range(len(order)), strict=True))
     else:
-        found = _by_name([str(one) for one in stored], live, policy, name, file, report)
+        found = _by_name(stored, live, policy, name, file, report)
         places = {order[old]: new for old, new in found.items()}
     moved = _moved(tree, groups, places, part, report)
     reads = _reads(name, part, moved, file, report)
     report.loaded.append("param_groups")
     return ObjectPlan(name, part, report, reads=reads, assign=moved, policy=policy)
+
+
+def _groups(tree: Tree, name: str, file: str) -> tuple[list[Tree], list[int | str]]:
+    """The param_groups and the keys of all their parameters, in order."""
+    groups: Tree = child(tree, "param_groups")
+    lists = [child(group, "params") for group in groups] if isinstance(groups, list) else [None]
+    if all(isinstance(one, list) for one in lists):
+        order = [key for one in lists for key in one or []]
+        if all(type(key) in (int, str) for key in order) and len(set(order)) == len(order):
+            return groups, order
+    raise CorruptFile(f"`{file}`: `{name}`: its param_groups are no list of groups with params", file=file, path=name)
+
+
+def _stored_names(record: Mapping[str, Any], groups: Sequence[Tree]) -> list[str]:
+    """The parameters' names that the file has: our own record, else torch's in its groups; [] where it has none."""
+    listed = [child(group, "param_names") for group in groups]
+    if not isinstance(names := record.get("param_names"), list):
+        names = [name for part in listed if isinstance(part, list) for name in part]
+    return [str(name) for name in names]
 
 
 def _check_groups(name: str, part: OptimizerPart, sizes: list[int], file: str) -> None:
@@ -119,7 +132,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _moved(
-    tree: Tree, groups: Sequence[Tree], places: Mapping[int, int], part: OptimizerPart, report: LoadReport
+    tree: Tree, groups: Sequence[Tree], places: Mapping[int | str, int], part: OptimizerPart, report: LoadReport
 ) -> Tree:
     """The file's state under the program's positions, in the program's groups."""
     state = child(tree, "state")
@@ -146,13 +159,14 @@ def _moved(
 
 def _reads(name: str, part: OptimizerPart, tree: Tree, file: str, report: LoadReport) -> dict[str, StoredTensor]:
     targets, shapes, reads = part.targets(), part.param_shapes(), {}
+    of_torch = type(part.obj).__module__.startswith("torch.optim.")  # others mean what they like by exp_avg
     for index, values in tree["state"].payload:
         for key in keys(values):
             leaf = child(values, key)
             if not isinstance(leaf, StoredTensor):
                 continue
             path = f"state.{index}.{key}"
-            if key in _LIKE_PARAMETER and index < len(shapes) and leaf.spec.shape != shapes[index]:
+            if of_torch and key in _LIKE_PARAMETER and index < len(shapes) and leaf.spec.shape != shapes[index]:
                 raise MismatchError(
                     f"`{file}`: `{name}.{path}`: file has {leaf.spec}, the parameter has {shapes[index]}; nothing was "
                     "changed",
