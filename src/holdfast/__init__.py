@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.api import verify as verify
     from holdfast.errors import HoldfastError as HoldfastError
     from holdfast.formats.scan import scan as scan
+    from holdfast.objects.builder import record_config as record_config
     from holdfast.policy.policies import Exact as Exact
     from holdfast.policy.policies import Warm as Warm
     from holdfast.policy.report import LoadReport as LoadReport
@@ -49,6 +50,7 @@ _HOME = {
     "summary": "api",
     "verify": "api",
     "HoldfastError": "errors",
+    "record_config": "objects.builder",
     "Exact": "policy.policies",
     "LoadReport": "policy.report",
     "KeepBest": "runs.retention",

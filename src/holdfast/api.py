@@ -23,6 +23,7 @@ from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
+from holdfast.state.values import trusted_class
 from holdfast.transfer.opened import Opened, is_source, opened_document
 from holdfast.transfer.rescue import build_layers, check_plain, rescue_state, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
@@ -38,6 +39,7 @@ def save(
     *,
     format: Literal["pt", "safetensors", "npz", "torch-legacy"] | None = None,  # noqa: A002
     config: Any = None,
+    probe: Any = None,
     metadata: Mapping[str, str] | None = None,
     durable: bool = True,
 ) -> Saved:
@@ -51,7 +53,10 @@ def save(
         f: a path or a binary file object. Missing folders are created.
         format: ``pt``, ``safetensors``, ``npz`` (arrays only) or ``torch-legacy`` (the stream before torch 1.6); by
             default by suffix: ``.safetensors``, ``.npz``, and ``pt`` for any other.
-        config: plain data with which the model is constructed, recorded for ``build``.
+        config: plain data with which the model is constructed, recorded for ``build``. Found without being given when
+            the class is decorated with ``record_config``, is a dataclass, or has a ``config`` attribute.
+        probe: an example input of the model (a tensor, or a tuple of arguments, at most 1 MiB). Its answer is kept in
+            the file, and ``build`` and ``restore`` ask again and say whether it is still the same.
         metadata: strings of your own, by name.
         durable: wait until the file would survive a power cut (fsync).
 
@@ -70,7 +75,7 @@ def save(
         2
     """
     name = format_for(f, format)
-    return save_file(obj, f, name=name, metadata=metadata, config=config, durable=durable)
+    return save_file(obj, f, name=name, metadata=metadata, config=config, probe=probe, durable=durable)
 
 
 def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[str] = (), opaque: bool = False) -> Any:
@@ -163,6 +168,7 @@ def build(
     map_location: MapLocation = None,
     *,
     factory: Callable[..., nn.Module] | None = None,
+    trusted: Collection[str] = (),
     mode: Literal["eval", "train"] = "eval",
 ) -> Any:
     """Constructs a model and gives it the weights of a file.
@@ -175,6 +181,8 @@ def build(
         map_location: a device or ``"auto"``; None leaves the model where ``factory`` makes it.
         factory: the class, or a function that returns a module; called with the config that the file records. It can
             be left out when all of the model is torch.nn's own.
+        trusted: full names of classes that may be imported, ``{"my.pkg.Net"}``: when the class that the file names is
+            among them, it is the factory.
         mode: ``"eval"`` or ``"train"``.
 
     Returns:
@@ -194,12 +202,19 @@ def build(
     """
     with opened_document(f) as (document, file):
         options = RestoreOptions(mode=mode)
+        factory = factory or _trusted_factory(document, trusted)
         if factory is None:
             made = build_layers(document, file, Placement("cpu")).train(mode == "train")
         else:
             made = construct(factory, _recorded_config(document, file), file=file)
             restore_objects(document, file, {"model": made}, options)
     return made if map_location is None else made.to(_single_device(map_location))
+
+
+def _trusted_factory(document: Document, trusted: Collection[str]) -> Callable[..., nn.Module] | None:
+    named = {str(record.get("class")) for record in document.objects.values() if record.get("kind") == "module"}
+    found = named & set(trusted)
+    return trusted_class(found.pop()) if len(found) == 1 else None
 
 
 def _recorded_config(document: Document, file: str) -> Any:

@@ -25,6 +25,7 @@ NAMES = {
     "build",
     "convert",
     "load",
+    "record_config",
     "open",
     "rescue",
     "restore",

@@ -90,7 +90,7 @@ def open(source: ByteSource, file: str) -> TorchZip:  # noqa: A001 - a Format's 
         UnknownFormat: a zip of another kind.
     """
     with collector_paused:
-        return TorchZip(source, file)
+        return TorchZip(Archive(source, file))
 
 
 class TorchZip(Container):
@@ -98,12 +98,12 @@ class TorchZip(Container):
 
     format = NAME
 
-    def __init__(self, source: ByteSource, file: str) -> None:
-        self.file = file
-        self._source = source
-        self._archive = archive = Archive(source, file)
+    def __init__(self, archive: Archive) -> None:
+        self.file = file = archive.file
+        self._source = archive.source
+        self._archive = archive
         _check_kind(archive)
-        self._swapped = _byte_order(archive)
+        self._swapped = byte_order(archive)
         self._pickle = archive.read("data.pkl", limit=PICKLE_LIMIT)
         self._own = _read_own(archive, self._pickle) if _RECORD in archive.records else None
         places = self._own.locations if self._own else {}
@@ -122,9 +122,10 @@ class TorchZip(Container):
             return Document(build_tree(self._pickle, self._storage, f"{self.file}"))
         try:
             tree = from_json(own.tree, self._leaf, shown(self.file))
+            objects = {name: from_json(record, self._leaf, shown(self.file)) for name, record in own.objects.items()}
         except RecursionError:
             raise CorruptFile(f"`{shown(self.file)}`: its record is nested too deep", file=self.file) from None
-        return Document(tree, own.objects, own.metadata)
+        return Document(tree, objects, own.metadata)
 
     def segments(self) -> list[Segment]:
         return [self._segment(name) for name in self._archive.records if name not in self._read]
@@ -183,7 +184,7 @@ def _check_kind(archive: Archive) -> None:
     elif ".data/extern_modules" in records:
         kind = "a torch.package archive; torch.package.PackageImporter reads it"
     if kind is not None:
-        raise UnknownFormat(f"`{shown(file)}`: is {kind}, and holdfast does not read weights out of it yet", file=file)
+        raise UnknownFormat(f"`{shown(file)}`: is {kind}; its weights are no tree of torch.save", file=file)
     version = "version" if "version" in records else ".data/version"
     text = archive.read(version, limit=64).strip()
     if not text.isdigit() or not 1 <= int(text) <= 10:
@@ -192,7 +193,7 @@ def _check_kind(archive: Archive) -> None:
         )
 
 
-def _byte_order(archive: Archive) -> bool:
+def byte_order(archive: Archive) -> bool:
     """Whether numbers are big-endian; files before torch 2.0 do not say and are little-endian."""
     if "byteorder" not in archive.records:
         return False
@@ -314,6 +315,7 @@ def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -
 
     try:
         tree = to_json(document.tree, refer)
+        objects = {name: to_json(record, refer) for name, record in document.objects.items()}
     except RecursionError:
         raise UnsupportedValue("the tree is nested too deep to be written from here") from None
     locations: dict[str, list[int]] = {}
@@ -322,7 +324,7 @@ def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -
             locations.setdefault(segment.location, []).append(index)
     lengths = [segment.length for segment in segments]
     digests = ["0" * (_HEX * -(-length // CHUNK)) for length in lengths]
-    parts = (lengths, digests, locations, tree, document.objects, document.metadata)
+    parts = (lengths, digests, locations, tree, objects, document.metadata)
     return segments, _Own(_VERSION, digest_bytes(pickle), *parts)
 
 

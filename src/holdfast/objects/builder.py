@@ -2,13 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from holdfast.errors import ArgumentError, ConfigMissing
+from holdfast.objects.stateful import class_name
+
+_Class = TypeVar("_Class", bound=type[nn.Module])
+_recorded: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""Constructor arguments by module, kept outside the modules: their namespace is the user's."""
+
+
+def record_config(cls: _Class) -> _Class:
+    """A class decorator: remembers the arguments of each construction, so that ``save`` records them by itself.
+
+    Args:
+        cls: a module class; its arguments must be plain data, as ``save`` takes it.
+
+    Returns:
+        The same class.
+
+    Example:
+        >>> import holdfast, torch
+        >>> @holdfast.record_config
+        ... class Net(torch.nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.fc = torch.nn.Linear(width, 1)
+        >>> saved = holdfast.save(Net(width=8), "net.pt")
+        >>> holdfast.build("net.pt", factory=Net).fc.in_features
+        8
+    """
+    original = cls.__init__
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def recording_init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if type(self) is cls:  # a subclass has arguments of its own
+            bound = signature.bind(self, *args, **kwargs)
+            given = dict(list(bound.arguments.items())[1:])
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    given |= given.pop(name, {})
+            _recorded[self] = given
+
+    cls.__init__ = recording_init  # type: ignore[method-assign]
+    return cls
+
+
+def find_config(module: nn.Module) -> Any:
+    """How a module was constructed, where it says so: by ``record_config``, a dataclass, or a ``config`` attribute."""
+    if module in _recorded:
+        return _recorded[module]
+    if dataclasses.is_dataclass(module):
+        return {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.init}
+    config = getattr(module, "config", None)
+    if isinstance(config, Mapping) or (dataclasses.is_dataclass(config) and not isinstance(config, type)):
+        return config
+    as_dict = getattr(config, "to_dict", None)  # transformers' configurations
+    return as_dict() if callable(as_dict) else None
+
+
+@functools.lru_cache(maxsize=256)
+def source_digest(cls: Any) -> str | None:
+    """A digest of a class's source text, to notice that the code changed; None where there is no source."""
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def source_drift(module: nn.Module, record: Mapping[str, Any]) -> str | None:
+    """What to say when a module's class has other source than when it was saved; None when nothing is known."""
+    if record.get("class") != class_name(module) or not record.get("source"):
+        return None
+    here = source_digest(type(module))
+    if here is None or here == record["source"]:
+        return None
+    return f"the source of {record['class']} has changed since it was saved"
 
 
 def construct(factory: Callable[..., Any], config: Any, *, file: str) -> nn.Module:
@@ -24,13 +103,17 @@ def construct(factory: Callable[..., Any], config: Any, *, file: str) -> nn.Modu
         ArgumentError: the factory does not take the config, or returns no module.
     """
     name = getattr(factory, "__qualname__", repr(factory))
-    signature = inspect.signature(factory)
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # a builtin: no model, which its answer will show
+        signature = inspect.Signature()
     if config is None and _binds(signature, (), {}):
         made = factory()
     elif config is None:
         raise ConfigMissing(
             f"`{file}`: {name}{signature} needs arguments and the file records none: save it with "
-            f"holdfast.save(model, ..., config={{...}}), or give factory=lambda: {name}(...)",
+            f"holdfast.save(model, ..., config={{...}}), decorate {name} with @holdfast.record_config, or give "
+            f"factory=lambda: {name}(...)",
             file=file,
         )
     elif isinstance(config, Mapping) and _binds(signature, (), dict(config)):

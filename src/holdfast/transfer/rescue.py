@@ -205,9 +205,9 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
     """The structure that ``save`` recorded of its only module, and the module's state."""
     found = {path: record["structure"] for path, record in document.objects.items() if "structure" in record}
     if len(found) != 1:
-        raise ArgumentError(
-            _needs_factory(file, f"{len(found)} models of torch.nn's own layers are recorded in it"), file=file
-        )
+        named = sorted({str(one.get("class")) for one in document.objects.values() if one.get("kind") == "module"})
+        says = f"the file says it is a {printable(named[0])}" if len(named) == 1 else f"{len(found)} are recorded in it"
+        raise ArgumentError(_needs_factory(file, says), file=file)
     (path,) = found
     layer = layer_from_json(found[path])
     tree = document.tree
@@ -220,8 +220,8 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
 
 def _needs_factory(file: str, why: str) -> str:
     return (
-        f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function). Without one "
-        f"it makes models of torch.nn's own layers alone, and {why}"
+        f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function), or its name in "
+        f"trusted=. Without one it makes models of torch.nn's own layers alone, and {why}"
     )
 
 

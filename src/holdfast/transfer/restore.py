@@ -10,9 +10,11 @@ import torch
 
 from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document, Segment, StoredTensor
+from holdfast.objects.builder import source_drift
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.module import ModulePart
 from holdfast.objects.optimizer import OptimizerPart
+from holdfast.objects.probe import replay
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.policies import Exact, Policy
 from holdfast.policy.report import LoadReport
@@ -84,6 +86,8 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
     for name, part in parts.items():
         if isinstance(part, ModulePart):
             report.notes.append(_set_mode(name, objects[name], options.mode))
+            record = _record(document, found[name])
+            report.notes += [f"`{name}`: {note}" for note in _reminders(part, record)]
     return report
 
 
@@ -91,8 +95,7 @@ def _plan(name: str, part: StatefulPart, found: Part, document: Document, policy
     if isinstance(part, ModulePart):
         return plan_module(name, part, found.tree, policy, file)
     if isinstance(part, OptimizerPart):
-        record = document.objects.get(dotted(found.path) if found.path else "", {})
-        return plan_optimizer(name, part, found.tree, record, policy, file)
+        return plan_optimizer(name, part, found.tree, _record(document, found), policy, file)
     return ObjectPlan(name, part, LoadReport(loaded=["(state)"]), assign=found.tree)
 
 
@@ -100,6 +103,20 @@ def _in_files(plans: list[ObjectPlan]) -> Iterator[Segment]:
     """The bytes to be read that are not live tensors themselves: there is nothing to check those against."""
     segments = (leaf.segment for plan in plans for leaf in _leaves(plan))
     return (segment for segment in segments if not isinstance(segment.source, IN_MEMORY))
+
+
+def _record(document: Document, found: Part) -> dict[str, Any]:
+    """What the file recorded beside a part's state."""
+    return document.objects.get(dotted(found.path) if found.path else "", {})
+
+
+def _reminders(part: ModulePart, record: dict[str, Any]) -> Iterator[str]:
+    """What the file knows of its model that the weights do not say."""
+    drift = source_drift(part.obj, record)
+    if drift is not None:
+        yield drift
+    if "probe" in record:
+        yield replay(part.obj, record["probe"])
 
 
 def _leaves(plan: ObjectPlan) -> Iterator[StoredTensor]:
@@ -122,8 +139,7 @@ def _merge(plans: list[ObjectPlan], whole: LoadReport) -> None:
             items = [msgspec.structs.replace(item, name=prefix + item.name) for item in getattr(own, field)]
             getattr(whole, field).extend(items)
         whole.notes += [f"`{plan.name}`: {note}" for note in own.notes]
-        size = float(sum(tensor.numel() for tensor in plan.part.targets().values()) or 1)
-        weights, total = weights + own.coverage * size, total + size
+        weights, total = weights + own.coverage * plan.size, total + plan.size
     whole.coverage = weights / total if total else 1.0
 
 

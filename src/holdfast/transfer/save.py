@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
-from holdfast.errors import ArgumentError
+from holdfast.errors import ArgumentError, UnsupportedValue
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.formats.writing import ROW_MAJOR, Destination, shown_name, write_document
+from holdfast.objects.builder import find_config, source_digest
 from holdfast.objects.capture import adapt, is_object
 from holdfast.objects.module import ModulePart, parameter_names
+from holdfast.objects.probe import make_probe
 from holdfast.objects.stateful import StatefulPart
 from holdfast.serialization.lowering import lower_state
 from holdfast.spec import Path
@@ -47,11 +49,12 @@ def save_file(
     name: str,
     metadata: Mapping[str, str] | None = None,
     config: Any = None,
+    probe: Any = None,
     durable: bool = True,
 ) -> Saved:
     """Saves ``obj`` to ``f`` in the format ``name``; see ``holdfast.save``."""
     begin = time.perf_counter()
-    document, notes = document_of(obj, row_major=name in ROW_MAJOR, config=config, metadata=metadata)
+    document, notes = document_of(obj, row_major=name in ROW_MAJOR, config=config, probe=probe, metadata=metadata)
     size, told = write_document(document, f, name, durable=durable)
     return Saved(
         file=shown_name(f),
@@ -64,7 +67,7 @@ def save_file(
 
 
 def document_of(
-    obj: Any, *, row_major: bool, config: Any = None, metadata: Mapping[str, str] | None = None
+    obj: Any, *, row_major: bool, config: Any = None, probe: Any = None, metadata: Mapping[str, str] | None = None
 ) -> tuple[Document, list[str]]:
     """The document for any nesting of live objects, tensors and plain values, and notes on it.
 
@@ -72,6 +75,7 @@ def document_of(
         obj: what to save; every object inside is captured by its ``state_dict``.
         row_major: whether the container stores only row-major tensors.
         config: how the model is constructed, recorded with the only module of ``obj``.
+        probe: an example input for the only module of ``obj``.
         metadata: the user's own strings.
 
     Raises:
@@ -91,12 +95,36 @@ def document_of(
     modules = {key: part.obj for key, part in parts.items() if isinstance(part, ModulePart)}
     names.update(parameter_names(modules))  # an optimizer may stand before its model: described when all are known
     described = {key: part.describe() for key, part in parts.items()}
-    if config is not None:
-        if len(modules) != 1:
-            raise ArgumentError(f"config= belongs to one module, {len(modules)} are saved; save them apart")
-        (key,) = modules
-        described[key]["config"] = lower_state(config, row_major=row_major).tree
+    notes = list(lowered.notes)
+    for key, module in modules.items():
+        notes += _record_construction(described[key], module, config if len(modules) == 1 else None, row_major)
+    for word, given in (("config", config), ("probe", probe)):
+        if given is not None and len(modules) != 1:
+            raise ArgumentError(f"{word}= belongs to one module, {len(modules)} are saved; save them apart")
+    if probe is not None:
+        ((key, module),) = modules.items()
+        described[key]["probe"] = make_probe(module, probe)
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ArgumentError(f"metadata maps strings to strings; {key!r} is {value!r}")
-    return Document(lowered.tree, described, dict(metadata or {})), lowered.notes
+    return Document(lowered.tree, described, dict(metadata or {})), notes
+
+
+def _record_construction(record: dict[str, Any], module: Any, config: Any, row_major: bool) -> list[str]:
+    """Adds how a module was constructed to its record. A config that it only happens to have may be left out, said."""
+    digest = source_digest(type(module))
+    if digest is not None:
+        record["source"] = digest
+    found = find_config(module) if config is None else config
+    if found is None:
+        return []
+    try:
+        tree = lower_state(found, row_major=row_major).tree
+        if next(leaves(tree), None) is not None:
+            raise UnsupportedValue("a config is plain data; this one holds a tensor")
+        record["config"] = tree
+    except UnsupportedValue as reason:
+        if config is not None:
+            raise
+        return [f"the config of {record['class']} is not plain data and was not recorded: {reason}"]
+    return []
