@@ -385,7 +385,7 @@ def _check_descriptor(window: _Window, file: str, record: Record, end: int, foll
 
 def _rooted(records: Sequence[Record], file: str) -> tuple[str, dict[str, Record]]:
     """Names without their one top folder; checks that they are plain."""
-    if not any(record.name.endswith("/data.pkl") for record in records):
+    if not any(record.name.endswith(("/data.pkl", "/archive_format")) for record in records):
         some = ", ".join(shown(record.name) for record in records[:3]) or "nothing"
         old = any("/code/" in record.name or record.name.endswith("/model.json") for record in records)
         kind = "a TorchScript archive of a torch before 1.4" if old else "a zip archive but no torch file (no data.pkl)"

@@ -7,7 +7,7 @@ import os
 import re
 
 from holdfast.errors import NotFound, UnknownFormat
-from holdfast.formats import dcp, legacy, npz, safetensors, tar, torchzip
+from holdfast.formats import dcp, legacy, npz, safetensors, tar, zips
 from holdfast.formats.base import Container, Format
 from holdfast.formats.index import SUFFIX, find, open_index
 from holdfast.state.paths import printable
@@ -16,7 +16,7 @@ from holdfast.storage.source import ByteSource, FileSource
 HEAD = 4096
 """Bytes that are looked at."""
 
-FORMATS: tuple[Format, ...] = (npz, torchzip, safetensors, legacy, tar)
+FORMATS: tuple[Format, ...] = (npz, zips, safetensors, legacy, tar)
 """What can be opened, in the order in which it is tried."""
 
 

@@ -1,0 +1,172 @@
+"""The weights of ``torch.export`` archives (``.pt2``), which hold a program as JSON and its weights beside it.
+
+Since torch 2.8 an archive of torch: ``data/weights/model_weights_config.json`` names the file of each weight and what
+lies in it; ``data/constants`` likewise. Before, a plain zip of files of ``torch.save``: ``serialized_state_dict.pt``
+and ``serialized_constants.pt``. Sample inputs are pickles for torch to run, and are left alone. Sources:
+``torch/export/pt2_archive/_package.py`` and ``torch/_export/serde/schema.py`` of torch 2.13, ``torch/export`` of 2.1.
+
+The tree has the weights under the names of the program's state_dict, then the constants under theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import CorruptFile, UnknownFormat
+from holdfast.formats import torchzip
+from holdfast.formats.archive import LOCAL, LOCAL_MARK, Archive
+from holdfast.formats.base import Container, Document, Segment
+from holdfast.formats.tensors import TensorPlacer
+from holdfast.spec import DTYPES
+from holdfast.state.paths import printable
+from holdfast.state.values import Tree, Typed
+from holdfast.storage.source import MemorySource, SubSource, shown
+
+NAME = "torch-export"
+
+_CONFIG_LIMIT = 1 << 30
+_STRIDED = 7
+_PARTS = ("weights", "constants")
+_OLD_PARTS = ("serialized_state_dict.pt", "serialized_constants.pt")
+_DTYPES = dict(
+    enumerate(
+        ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "complex32", "complex64"), start=1
+    )
+) | {11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2"}
+_DTYPES |= {31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64"}
+
+
+class _Integer(msgspec.Struct):
+    """A number of the schema; a symbol has another field and is refused."""
+
+    as_int: int
+
+
+class _Meta(msgspec.Struct):
+    """What a tensor is."""
+
+    dtype: int
+    sizes: list[_Integer]
+    strides: list[_Integer]
+    storage_offset: _Integer
+    layout: int
+
+
+class _Entry(msgspec.Struct):
+    """Where a tensor is: a file of its storage, or one of ``torch.save``."""
+
+    path_name: str
+    use_pickle: bool
+    tensor_meta: _Meta | None = None
+
+
+class _Config(msgspec.Struct):
+    """Every tensor of a part, by name."""
+
+    config: dict[str, _Entry]
+
+
+def fits(archive: Archive) -> bool:
+    """Whether an archive is one of ``torch.export``."""
+    return "archive_format" in archive.records or _OLD_PARTS[0] in archive.records
+
+
+def sniff_old(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is an archive of before 2.8, which has no folder around its files."""
+    if not head.startswith(LOCAL_MARK) or len(head) < LOCAL.size:
+        return False
+    length = LOCAL.unpack_from(head)[-2]
+    return head[LOCAL.size : LOCAL.size + length].startswith(b"serialized_")
+
+
+class Exported(Container):
+    """An opened ``.pt2``, of which the weights are read."""
+
+    format = NAME
+
+    def __init__(self, archive: Archive) -> None:
+        self.file = archive.file
+        self._archive = archive
+        self._segments: dict[str, Segment] = {}
+        self._placer = TensorPlacer(archive.file)
+
+    def document(self) -> Document:
+        if _OLD_PARTS[0] in self._archive.records:
+            return Document(self._old_tree())
+        kind = self._archive.read("archive_format", limit=64)
+        if kind != b"pt2":
+            raise UnknownFormat(
+                f"`{shown(self.file)}`: is an archive of format {kind!r}; only pt2 is known", file=self.file
+            )
+        tree: dict[str, Tree] = {}
+        for part in _PARTS:
+            for name in self._archive.records:
+                if name.startswith(f"data/{part}/") and name.endswith(f"_{part}_config.json"):
+                    self._read_part(part, name, tree)
+        return Document(tree)
+
+    def segments(self) -> list[Segment]:
+        return [self._segment(name) for name in self._archive.records]
+
+    def close(self) -> None:
+        self._archive.source.close()
+
+    def _read_part(self, part: str, name: str, tree: dict[str, Tree]) -> None:
+        data = self._archive.read(name, limit=_CONFIG_LIMIT)
+        try:
+            config = msgspec.json.decode(data, type=_Config)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
+            raise self._lie(f"{printable(name)} is damaged: {printable(str(reason))}") from None
+        for key, entry in config.config.items():
+            record = f"data/{part}/{entry.path_name}"
+            if record not in self._archive.records:
+                if not part.startswith("w"):
+                    continue  # constants may be objects of C++ classes, which are kept elsewhere
+                raise self._lie(f"`{printable(key)}` should be in {printable(record)}, which is missing")
+            tree[key] = self._pickled(record) if entry.use_pickle else self._tensor(key, record, entry.tensor_meta)
+
+    def _tensor(self, key: str, record: str, meta: _Meta | None) -> Tree:
+        dtype = _DTYPES.get(meta.dtype) if meta is not None else None
+        if meta is None or dtype is None or meta.layout != _STRIDED:
+            raise self._lie(f"`{printable(key)}` is described as a tensor of no known dtype and layout")
+        sizes = tuple([size.as_int for size in meta.sizes])
+        strides = tuple([stride.as_int for stride in meta.strides])
+        offset = meta.storage_offset.as_int * DTYPES[dtype].itemsize
+        return self._placer.place(self._segment(record), (dtype, sizes, strides), offset, False)
+
+    def _segment(self, name: str) -> Segment:
+        segment = self._segments.get(name)
+        if segment is None:
+            record = self._archive.records[name]
+            source, start = self._archive.place(name)
+            swapped = "byteorder" in self._archive.records and torchzip.byte_order(self._archive)
+            segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=swapped)
+            self._segments[name] = segment
+        return segment
+
+    def _pickled(self, name: str) -> Tree:
+        """A record that is a file of ``torch.save`` itself."""
+        record = self._archive.records[name]
+        source: Any
+        if record.method:
+            source = MemorySource(self._archive.read(name, limit=_CONFIG_LIMIT), name=self.file)
+        else:
+            source = SubSource(self._archive.source, record.start, record.size)
+        return torchzip.open(source, self.file).document().tree
+
+    def _old_tree(self) -> dict[str, Tree]:
+        tree: dict[str, Tree] = {}
+        for name in _OLD_PARTS:
+            if name not in self._archive.records or not self._archive.records[name].size:
+                continue
+            part = self._pickled(name)
+            items: Any = part.payload if type(part) is Typed else part
+            items = items.get("items", items) if type(items) is dict else dict(items)
+            for key, value in items.items():
+                tree.setdefault(key, value)
+        return tree
+
+    def _lie(self, what: str) -> CorruptFile:
+        return CorruptFile(f"`{shown(self.file)}`: {what}: corrupt", file=self.file)
