@@ -308,7 +308,11 @@ def _with_attributes(tensor: torch.Tensor, state: Any) -> torch.Tensor:
 
 
 def _lift_storage(payload: Any) -> Any:
-    untyped = payload["data"].untyped_storage()
+    data = payload["data"]
+    untyped = data.untyped_storage()
+    if untyped.nbytes() != data.nbytes:  # it was a part of another storage, and shares its memory still
+        start = data.storage_offset() * data.element_size()
+        untyped = untyped[start : start + data.nbytes]
     if payload["dtype"] is None:
         return untyped
     dtype = payload["data"].dtype
