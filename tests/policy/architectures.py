@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 Shape = tuple[int, ...]
 Net = list[tuple[str, Shape]]
@@ -241,7 +242,7 @@ def convnext(depths: tuple[int, ...] = (3, 3, 9, 3), width: int = 96, classes: i
             net += norm(f"down{stage}.norm", size // 2) + conv(f"down{stage}.conv", size, size // 2, 2, bias=True)
         for block in range(depth):
             at = f"stage{stage}.{block}"
-            net += [(f"{at}.dw.weight", (size, 1, 7, 7)), (f"{at}.dw.bias", (size,))] + norm(f"{at}.norm", size)
+            net += [(f"{at}.dw.weight", (size, 1, 7, 7)), (f"{at}.dw.bias", (size,)), *norm(f"{at}.norm", size)]
             net += linear(f"{at}.fc1", size * 4, size) + linear(f"{at}.fc2", size, size * 4)
             net.append((f"{at}.scale.-", (size,)))
     return net + norm("norm", size) + linear("head", classes, size)
@@ -294,7 +295,7 @@ CONVNEXTS: dict[str, Dialect] = {
 def unet(width: int = 64, classes: int = 2) -> Net:
     net: Net = []
     sizes = [3, width, width * 2, width * 4, width * 8]
-    for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(sizes)):
         net += conv(f"down{n}.conv1", b, a, 3, bias=True) + batch_norm(f"down{n}.bn1", b)
         net += conv(f"down{n}.conv2", b, b, 3, bias=True) + batch_norm(f"down{n}.bn2", b)
     for n, (a, b) in enumerate(((width * 8, width * 4), (width * 4, width * 2), (width * 2, width))):
@@ -708,7 +709,7 @@ LLAMAS: dict[str, Dialect] = {
 
 
 def mlp(sizes: tuple[int, ...] = (784, 512, 256, 10)) -> Net:
-    return [row for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)) for row in linear(f"fc.{n}", b, a)]
+    return [row for n, (a, b) in enumerate(pairwise(sizes)) for row in linear(f"fc.{n}", b, a)]
 
 
 MLPS: dict[str, Dialect] = {

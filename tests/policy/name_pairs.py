@@ -164,7 +164,6 @@ def _trained(r18: Net, r50: Net) -> list[Pair]:
         Pair("detector into segmentation", detector, mask),
         Pair("detectron into segmentation", spell(r50, arch.RESNETS["detectron"], "backbone.bottom_up.{}"), mask),
         Pair("simclr", spell(r50, tv, "module.convnet.{}"), body),
-        Pair("gamma and beta", old_norms(bert), spell(labelled, hf)),
         Pair("gamma and beta, wrapped", old_norms(spell(arch.bert(), hf, "bert.{}")), spell(labelled, hf)),
         Pair("gamma and beta into wrapped", old_norms(bert), spell(labelled, hf, "bert.{}")),
         Pair("gamma and beta, resnet", old_norms(spell(r18, tv, "net.{}")), spell(r18, tv)),
@@ -249,12 +248,12 @@ def _same_shapes(r18: Net) -> list[Pair]:
             "embedding -> head",
             table_of([("embedding.weight", (5000, 64)), ("a.weight", (64, 64))], "file"),
             table_of([("b.weight", (64, 64)), ("head.weight", (5000, 64))], "model"),
-        ),  # fmt: skip
+        ),
         Pair(
             "mu -> logvar",
             table_of(arch.linear("fc_mu", 20, 400), "file"),
             table_of(arch.linear("fc_logvar", 20, 400), "model"),
-        ),  # fmt: skip
+        ),
         Pair("nothing", Named({}, {}), spell(r18, tv)),
         Pair("into nothing", spell(r18, tv), Named({}, {})),
     ]

@@ -30,7 +30,7 @@ _MOST_SEGMENTS = 24
 _LANDINGS = 200_000
 """Names looked at while prefixes are tried: bounds the time that a file of hostile names can take."""
 _STRONG = 4
-"""Tensors with equal names and shapes under two prefixes that need no further evidence."""
+"""Tensors with equal names and shapes, matrices of two shapes among them, that need no further evidence."""
 _DIGITS = re.compile(r"\d+")
 
 
@@ -160,8 +160,10 @@ class _Search:
         for (place, *_), (spot, *_) in comparable[-1:]:
             siblings = zip(self.here.family(prefix, place), self.there.family(target, spot), strict=True)
             for one, other in siblings:
-                brother = (*prefix[:place], one, *prefix[place + 1 :])
-                self._try(brother, (*target[:spot], other, *target[spot + 1 :]))
+                both = (*prefix[:place], one, *prefix[place + 1 :]), (*target[:spot], other, *target[spot + 1 :])
+                if both not in self.tried and self.budget > 0:
+                    self.tried.add(both)
+                    self._land(*both)
 
     def _land(self, prefix: Segments, target: Segments) -> bool:
         found, differ = {}, 0
@@ -179,7 +181,7 @@ class _Search:
         self.pairs.update(fresh)
         self.taken.update(fresh.values())
         smaller = min(len(names), len(self.there.under[target]))
-        kinds = {self.here.shapes[name] for name in found}
+        kinds = {self.here.shapes[name] for name in self.here.matrices(found)}
         if len(found) < _STRONG or len(kinds) < 2 or 2 * len(found) < smaller:
             self.weak.update(fresh)
         return True

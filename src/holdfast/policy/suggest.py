@@ -13,9 +13,6 @@ from holdfast.policy.renaming import rules_for
 from holdfast.policy.vocabulary import preferred
 from holdfast.spec import TensorSpec
 
-_LEAST_GAIN = 0.01
-"""A rename that loads less than one element in a hundred more is noise."""
-
 
 class Suggestion(msgspec.Struct, frozen=True):
     """A rename to try; ``print(suggestion)`` is the policy to paste.
@@ -61,7 +58,7 @@ def suggest(stored: Mapping[str, TensorSpec], live: Mapping[str, TensorSpec]) ->
     found = _loads(align(originals, live), {new: stored[name] for new, name in originals.items()}, live)
     after = _coverage(found, live)
     wanted = {**pairs, **known}
-    if after - before < _LEAST_GAIN or any(wanted.get(originals[new]) != name for new, name in found.items()):
+    if after <= before or any(wanted.get(originals[new]) != name for new, name in found.items()):
         return None
     return Suggestion(rename, before, after)
 
