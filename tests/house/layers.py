@@ -15,20 +15,21 @@ DIRECT: dict[str, set[str]] = {
     "transfer": {"serialization", "policy", "objects", "runs"},
     "distributed": {"transfer", "runs"},
     "training": {"transfer", "runs", "distributed"},
+    "surgery": {"transfer"},
     "export": {"transfer"},
     "compat": {"serialization", "formats"},
     "integrations": {"training", "transfer"},
     "report": {"runs", "formats", "state"},
     "cli": {"report", "runs", "formats", "storage", "state"},
     "api": {"training", "export", "compat", "distributed", "runs", "transfer"},
-    "testing": {"api", "integrations", "report", "cli"},
+    "testing": {"api", "surgery", "integrations", "report", "cli"},
     "__init__": {"errors"},
     "__main__": {"cli"},
 }
 """One row a room, inner rooms first. A file beside the rooms (`api.py`) is a room of its own."""
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
-    "cli": {"api"},
+    "cli": {"api", "surgery"},
     "__init__": set(DIRECT) - {"__main__"},
 }
 """What a row may import as well, but only inside functions and for type checkers: these start without torch."""

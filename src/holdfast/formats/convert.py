@@ -19,7 +19,6 @@ from holdfast.formats.lost import Lost, listed
 from holdfast.formats.npz_names import arrays_of
 from holdfast.formats.packing import clusters
 from holdfast.formats.proof import array_differences, differences, shared_groups
-from holdfast.formats.rectangles import Assembled
 from holdfast.formats.tensors import needed_bytes
 from holdfast.formats.writing import Destination, format_for, shown_name, write_document
 from holdfast.spec import Path
@@ -157,12 +156,15 @@ def _refuse_lost(lost: Sequence[Lost], file: str, name: str) -> None:
 
 def _verified(stored: Sequence[StoredTensor]) -> list[str]:
     """Checks the source's bytes; what has neither digest nor CRC is said."""
-    segments: list[Segment] = []
-    for leaf in stored:
-        source = leaf.segment.source
-        segments.extend(source.segments() if isinstance(source, Assembled) else [leaf.segment])
+    segments = [segment for leaf in stored for segment in _beneath(leaf.segment)]
     unverified = verify_segments(segments)
     return [f"{unverified:,} tensors of the source carry no digest and could not be verified"] if unverified else []
+
+
+def _beneath(segment: Segment) -> list[Segment]:
+    """The stored bytes that a segment is computed from, which have the digests; itself when it is stored."""
+    parts = getattr(segment.source, "segments", None)
+    return [segment] if parts is None else [stored for part in parts() for stored in _beneath(part)]
 
 
 def _trimmed(document: Document) -> tuple[Document, int]:
