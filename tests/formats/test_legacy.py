@@ -26,6 +26,7 @@ LONG = struct.Struct("<q")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
     pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # torch, when it reads quantized tensors
 ]
 
 

@@ -281,7 +281,7 @@ def _load_tar(source: ByteSource, call: _Call) -> Any:
         made[key] = root if same else untyped.TypedStorage(wrap_storage=part, dtype=root.dtype, _internal=True)
     for key, leaf in archive.tensors.items():
         root = whole(leaf)
-        tensor = torch.empty((0,), dtype=root.dtype, device=root.device)
+        tensor = torch.empty((0,), dtype=root.dtype, device=root._untyped_storage.device)
         stride = leaf.spec.stride or torch.empty(leaf.spec.shape, device="meta").stride()
         made[key] = tensor.set_(root._untyped_storage, leaf.offset // leaf.spec.itemsize, leaf.spec.shape, stride)
 

@@ -109,7 +109,7 @@ class TorchTar(Container):
         if type(key) in (StoredTensor, Typed):
             return key  # the document was asked for before
         if type(key) is tuple:
-            return key if len(key) == 4 else ("module", *key)
+            return ("module", *key) if len(key) == 3 else key
         number = int(key) if type(key) is str and key.isascii() and key.isdecimal() and len(key) < 24 else None
         if number in self.tensors:
             return self.tensors[number]
