@@ -16,7 +16,10 @@ from holdfast.api import rescue_file
 from holdfast.errors import ArgumentError, CorruptFile, MismatchError, MissingPart, RefusedFile, UntrustedType
 from tests.transfer.gone import throwaway
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch"),  # weight_norm, and torch.jit inside torch.compile
+    pytest.mark.filterwarnings("ignore:Couldn't retrieve source code"),
+]
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -63,7 +66,7 @@ def test_a_part_or_one_of_several(tmp_path: Path, seeded: int) -> None:
     assert same(both["parts.0"], nets["parts"][0].state_dict())
     assert same(holdfast.rescue(tmp_path / "gan.pt", at="parts.0"), nets["parts"][0].state_dict())
     assert same(holdfast.rescue(tmp_path / "gan.pt", at="G.blocks.1"), nets["G"].blocks[1].state_dict())
-    with pytest.raises(MissingPart, match="has no module at `D`; there are `G`, `parts.0` and their parts"):
+    with pytest.raises(MissingPart, match=r"has no module at `D`; there are `G`, `parts\.0` and their parts"):
         holdfast.rescue(tmp_path / "gan.pt", at="D")
 
 
@@ -76,7 +79,8 @@ def test_the_root_and_its_parts(tmp_path: Path) -> None:
 
 def test_wrappers_leave_no_trace(tmp_path: Path) -> None:
     inner = nn.Linear(2, 3)
-    for index, wrapped in enumerate([nn.DataParallel(inner), nn.Sequential(nn.DataParallel(inner)), torch.compile(inner)]):
+    wrappers = [nn.DataParallel(inner), nn.Sequential(nn.DataParallel(inner)), torch.compile(inner)]
+    for index, wrapped in enumerate(wrappers):
         torch.save(wrapped, tmp_path / f"{index}.pt")
         prefix = "0." if index == 1 else ""
         wanted = {f"{prefix}{name}": tensor for name, tensor in inner.state_dict().items()}
@@ -250,7 +254,7 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
         holdfast.save(nn.Sequential(models.Block(2)), tmp_path / "ours.pt")
     with pytest.raises(ArgumentError, match=r"factory=Net .* it holds `1`: throwaway_models\.Block"):
         holdfast.build(tmp_path / "own.pt")
-    with pytest.raises(ArgumentError, match="0 models of torch.nn's own layers are recorded in it"):
+    with pytest.raises(ArgumentError, match="the file says it is a "):
         holdfast.build(tmp_path / "ours.pt")
     torch.save(nn.utils.weight_norm(nn.Linear(2, 2)), tmp_path / "hooks.pt")
     with pytest.raises(ArgumentError, match=r"Linear with hooks \(_forward_pre_hooks\)"):
@@ -260,30 +264,41 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
         holdfast.build(tmp_path / "two.pt")
 
 
-def changed(change: Any, path: Path, net: nn.Module | None = None) -> Path:
-    net = net or nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
-    change(net)
-    torch.save(net, path)
-    return path
+@pytest.mark.parametrize(
+    ("net", "name", "value", "error", "message"),
+    [
+        (
+            nn.Linear(2, 3),
+            "in_features",
+            7,
+            MismatchError,
+            r"`0.weight`: the layers as the file describes them have .* 7",
+        ),
+        (nn.Linear(2, 3), "in_features", "x", CorruptFile, "torch can't construct the layers with the arguments that"),
+        (nn.LSTM(2, 2), "num_layers", 10**9, CorruptFile, "a LSTM of 1000000000 layers, and 4 tensors in the file"),
+        (
+            nn.Conv2d(1, 1, 2),
+            "output_padding",
+            (1, 1),
+            MismatchError,
+            r"is \(1, 1\) in the file, and \(0, 0\) in the Conv2d",
+        ),
+        (nn.ReLU(), "forward", torch.sin, ArgumentError, r"it holds `0`: torch\.nn\.modules\.activation\.ReLU"),
+    ],
+    ids=range(5),
+)
+def test_layers_that_lie(net: nn.Module, name: str, value: Any, error: Any, message: str, tmp_path: Path) -> None:
+    torch.save(nn.Sequential(net), tmp_path / "good.pt")
+    holdfast.build(tmp_path / "good.pt")
+    setattr(net, name, value)
+    torch.save(nn.Sequential(net), tmp_path / "bad.pt")
+    with pytest.raises(error, match=message):
+        holdfast.build(tmp_path / "bad.pt")
 
 
-def test_layers_that_lie(tmp_path: Path) -> None:
-    def lie(name: str, value: Any, index: int = 0) -> Any:
-        return lambda net: setattr(net[index], name, value)
-
-    with pytest.raises(MismatchError, match=r"`0.weight`: the layers as the file describes them have shape \(3, 7\)"):
-        holdfast.build(changed(lie("in_features", 7), tmp_path / "a.pt"))
-    with pytest.raises(CorruptFile, match="torch can't construct the layers with the arguments that the file has"):
-        holdfast.build(changed(lie("in_features", "x"), tmp_path / "b.pt"))
-    with pytest.raises(CorruptFile, match="a LSTM of 1000000000 layers, and 4 tensors in the file"):
-        net = nn.Sequential(nn.LSTM(2, 2))
-        holdfast.build(changed(lie("num_layers", 10**9), tmp_path / "c.pt", net))
-    with pytest.raises(MismatchError, match=r"`0.output_padding`: is \(1, 1\) in the file, and \(0, 0\) in the Conv2d"):
-        net = nn.Sequential(nn.Conv2d(1, 1, 2))
-        holdfast.build(changed(lie("output_padding", (1, 1)), tmp_path / "d.pt", net))
-    with pytest.raises(MismatchError, match="`0.extra`: .* have none of this name, its tensors shape"):
-        net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        changed(lambda net: net[1].register_buffer("weight", torch.ones(1)), tmp_path / "e.pt", net)
-        holdfast.build(changed(lambda net: net[0].register_parameter("extra", None), tmp_path / "f.pt", net))
-    with pytest.raises(ArgumentError, match="factory"):
-        holdfast.build(changed(lie("forward", torch.sin, 1), tmp_path / "g.pt"))
+def test_tensors_that_no_layer_makes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    net[1].register_buffer("weight", torch.ones(1))
+    torch.save(net, tmp_path / "net.pt")
+    with pytest.raises(MismatchError, match=r"`1.weight`: .* have none of this name, its tensors shape \(1,\)"):
+        holdfast.build(tmp_path / "net.pt")

@@ -71,13 +71,17 @@ def find_config(module: nn.Module) -> Any:
     return as_dict() if callable(as_dict) else None
 
 
-@functools.lru_cache(maxsize=256)
-def source_digest(cls: Any) -> str | None:
+_sources: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
+
+
+def source_digest(cls: type) -> str | None:
     """A digest of a class's source text, to notice that the code changed; None where there is no source."""
-    try:
-        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
+    if cls not in _sources:
+        try:
+            _sources[cls] = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        except (OSError, TypeError):
+            _sources[cls] = None
+    return _sources[cls]
 
 
 def source_drift(module: nn.Module, record: Mapping[str, Any]) -> str | None:
