@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 
@@ -41,7 +41,7 @@ class Net(nn.Module):
         self.name = "it's"
         self.sizes = (1, [2.5, None])
         self.act = torch.relu
-'''
+"""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def _as_kept(module: nn.Module) -> Module:
         {name: _kept(value) for name, value in vars(module).items()},
         dict(module._parameters),
         dict(module._buffers),
-        {name: child and _as_kept(child) for name, child in module._modules.items()},
+        {name: None if child is None else _as_kept(child) for name, child in module._modules.items()},
         frozenset(module._non_persistent_buffers_set),
         tuple(name for name, table in vars(module).items() if name.endswith("_hooks") and table),
     )
