@@ -208,12 +208,12 @@ LIES: dict[str, tuple[Callable[[], bytes], type[HoldfastError], str]] = {
         CorruptFile,
         "the tensor 11 has no type",
     ),
-    "a rank of a million": (
+    "a rank of a thousand": (
         lambda: archived(
             members(tensors=dumped(1) + dumped((11, 7, torch.FloatTensor)) + struct.pack("<iI", 10**6, 0))
         ),
         CorruptFile,
-        "the tensor 11 has 1000000 dimensions; 64 is the most",
+        "the tensor 11 has 1000 dimensions; 64 is the most",
     ),
     "a reference to nothing": (
         lambda: archived(members(pickle=dumped([Key("99")]))),
