@@ -267,7 +267,7 @@ def test_build_says_what_it_lacks(tmp_path: Path) -> None:
         holdfast.build(tmp_path / "a.pt", factory=Sized)
     holdfast.save(Sized(3), tmp_path / "b.pt", config={"size": 3, "x": 1})
     with pytest.raises(ArgumentError, match=r"takes neither the keywords of the recorded config \{'size': 3, 'x': 1\}"):
-        holdfast.build(tmp_path / "b.pt", factory=lambda *, a: net())
+        holdfast.build(tmp_path / "b.pt", factory=lambda *, depth: net(depth))
     with pytest.raises(ArgumentError, match=r"returned a dict, a torch module is wanted"):
         holdfast.build(tmp_path / "a.pt", factory=dict)
     with pytest.raises(ArgumentError, match=r"build's map_location takes a device, its name or 'auto'"):

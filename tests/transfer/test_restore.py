@@ -16,6 +16,9 @@ from holdfast.errors import AmbiguousPart, ArgumentError, MismatchError, Missing
 
 Saver = Any
 
+# what torch.compile imports on its first use
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
 
 def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)

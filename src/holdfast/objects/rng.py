@@ -31,23 +31,27 @@ def restore_rng(state: dict[str, Any], file: str = "checkpoint") -> list[str]:
     """Puts the generators back; returns notes on what could not be put back here.
 
     Raises:
-        CorruptFile: a state that its generator does not take; a wrong random state must not pass as success.
+        CorruptFile: a state that its generator does not take; a wrong random state must not pass as success, and all
+            generators are left as they were.
     """
-    notes: list[str] = []
+    before = capture_rng()
     try:
-        random.setstate(state["python"])
-        torch.set_rng_state(state["torch"])
-        if "numpy" in state:
-            import numpy
-
-            numpy.random.set_state(state["numpy"])
-        if "cuda" in state:
-            notes += _restore_cuda(state["cuda"])
-        if "mps" in state and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(state["mps"])
-    except (TypeError, ValueError, RuntimeError, KeyError) as reason:
+        return _set(state)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as reason:
+        _set(before)
         raise CorruptFile(f"`{file}`: its random state can't be restored: {reason}", file=file, path="rng") from reason
-    return notes
+
+
+def _set(state: dict[str, Any]) -> list[str]:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if "numpy" in state:
+        import numpy
+
+        numpy.random.set_state(state["numpy"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+    return _restore_cuda(state["cuda"]) if "cuda" in state else []
 
 
 def _restore_cuda(states: list[torch.Tensor]) -> list[str]:
