@@ -54,13 +54,14 @@ def differ(ours: Any, theirs: Any, path: str = "") -> list[str]:
         return [] if same_tensor(ours, theirs) else [f"{path}: tensors differ"]
     if isinstance(theirs, dict):
         keys = [] if list(ours) == list(theirs) else [f"{path}: keys {list(ours)} and {list(theirs)}"]
-        return keys + [
-            line for key in theirs if key in ours for line in differ(ours[key], theirs[key], f"{path}.{key}")
-        ]
+        shared = [key for key in theirs if key in ours]
+        return keys + [line for key in shared for line in differ(ours[key], theirs[key], f"{path}.{key}")]
     if isinstance(theirs, list | tuple):
         lengths = [] if len(ours) == len(theirs) else [f"{path}: {len(ours)} and {len(theirs)} items"]
         pairs = enumerate(zip(ours, theirs, strict=False))
         return lengths + [line for index, (a, b) in pairs for line in differ(a, b, f"{path}.{index}")]
+    if isinstance(theirs, torch.ScriptObject):  # C++ objects without equality
+        return differ(ours.__getstate__(), theirs.__getstate__(), path)
     return [] if ours == theirs else [f"{path}: {ours!r} and {theirs!r}"]
 
 
@@ -82,10 +83,8 @@ def same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
         if left.qscheme() != right.qscheme() or left.stride() != right.stride():
             return False
         return torch.equal(left.int_repr(), right.int_repr()) and torch.equal(left.dequantize(), right.dequantize())
-    left, right = left.detach(), right.detach()
-    return (
-        left.stride() == right.stride() and left.contiguous().numpy().tobytes() == right.contiguous().numpy().tobytes()
-    )
+    bits = [tensor.detach().contiguous().numpy().tobytes() for tensor in (left, right)]
+    return left.stride() == right.stride() and bits[0] == bits[1]
 
 
 def test_every_real_file(material: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,9 +97,8 @@ def test_every_real_file(material: pathlib.Path, capsys: pytest.CaptureFixture[s
             with open_path(path) as container:
                 ours, kind = read_tree(container.document().tree, path.name, opaque=True), container.format
         except HoldfastError as refusal:
-            if theirs is not None:
-                problems.append(f"{path.name}: torch reads it; {refusal}")
-            assert path.name in str(refusal)
+            problems += [] if theirs is None else [f"{path.name}: torch reads it; {refusal}"]
+            problems += [] if path.name in str(refusal) else [f"{path.name} is not named: {refusal}"]
             counts["refused by both" if theirs is None else "refused by us alone"] += 1
             continue
         if theirs is None:
