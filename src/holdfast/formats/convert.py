@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from holdfast.errors import CorruptFile, UnsupportedValue
+from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.detect import open_container
@@ -77,10 +77,18 @@ def convert_container(
         UnsupportedValue: lists everything that the format can't hold and that ``drop`` does not name.
         CorruptFile: the source is damaged.
         ArgumentError: a glob matches nothing or an element of a list; an unknown format.
+        RefusedFile: the source is nested past what Python's stack takes from here.
         StorageError: writing failed; what was there before is intact.
     """
+    try:
+        return _converted(container, f, format_for(f, format), drop)
+    except RecursionError:
+        file = container.file
+        raise RefusedFile(f"`{printable(file)}`: is nested too deep to be converted from here", file=file) from None
+
+
+def _converted(container: Container, f: Destination, name: str, drop: Sequence[str]) -> ConvertReport:
     begin = time.perf_counter()
-    name = format_for(f, format)
     document, left_out = _without(container.document(), drop, container.file)
     _refuse_lost(_lost(document, name), shown_name(f), name)
     stored = list(leaves(document.tree))
