@@ -44,7 +44,7 @@ _TORCH = ("torch.nn.", "torch.optim.", "torch.ao.nn.", "torch.utils.hooks.")
 _VALUES = frozenset(
     {*FORMS, *TORCH_NAMES, *REBUILT, "torch.Tensor", "torch.ScriptObject", "torch._C.ScriptObject", "builtins.object"}
 )
-_VALUES |= {"copyreg.__newobj__", "types.SimpleNamespace"}
+_VALUES |= {"copyreg.__newobj__", "numpy.ndarray", "types.SimpleNamespace"}
 _VALUES |= {
     f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "NotImplemented", "Ellipsis")
 }
