@@ -263,6 +263,48 @@ def test_an_ordered_dict_stays_one(tmp_path: Path) -> None:
     assert list(read) == ["c", "a"]
 
 
+def test_parts_deep_inside_are_renamed_and_what_nests_deeper_is_kept(tmp_path: Path) -> None:
+    deep: Any = {"end": torch.ones(1)}
+    for _ in range(80):
+        deep = [deep]
+    inner = collections.defaultdict(dict, net={"w": torch.ones(2)})
+    torch.save({"a": ({"b": inner},), "deep": deep}, tmp_path / "a.pt")
+    surgery.rename(tmp_path / "a.pt", tmp_path / "b.pt", at="a.0.b.net", add_prefix="fc")
+    read = torch.load(tmp_path / "b.pt")
+    assert list(read["a"][0]["b"]["net"]) == ["fc.w"]
+    for _ in range(80):
+        read["deep"] = read["deep"][0]
+    assert torch.equal(read["deep"]["end"], torch.ones(1))
+
+
+def test_a_beginning_of_names_is_no_part_to_rename_or_strip(tmp_path: Path) -> None:
+    torch.save({"model": Net().state_dict()}, tmp_path / "a.pt")
+    with refused(MissingPart, "a.pt`: has no part `model.encoder`; there are `encoder.0.weight`"):
+        surgery.rename(tmp_path / "a.pt", tmp_path / "b.pt", at="model.encoder", add_prefix="x")
+    with refused(MissingPart, "a.pt`: has no part `model.encoder`"):
+        surgery.strip(tmp_path / "a.pt", tmp_path / "b.pt", at="model.encoder")
+
+
+@pytest.mark.parametrize("verb", ["rename", "strip", "merge"])
+def test_hostile_nesting_is_an_error_of_ours_or_no_error(verb: str, tmp_path: Path) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    torch.save({"model": {"w": torch.ones(1)}, "deep": deep}, tmp_path / "a.pt")
+    try:
+        if verb == "rename":
+            surgery.rename(tmp_path / "a.pt", tmp_path / "b.pt", add_prefix="x")
+        elif verb == "strip":
+            surgery.strip(tmp_path / "a.pt", tmp_path / "b.pt")
+        else:
+            surgery.merge([tmp_path / "a.pt"], tmp_path / "b.pt")
+    except holdfast.HoldfastError:
+        assert not (tmp_path / "b.pt").exists()
+        assert verb != "strip"
+    else:
+        assert verb == "strip"
+
+
 def test_rename_refuses_what_changes_nothing_or_too_much(tmp_path: Path) -> None:
     src, dst = tmp_path / "a.pt", tmp_path / "b.pt"
     torch.save({"fc1.weight": torch.ones(1), "fc2.weight": torch.zeros(1)}, src)

@@ -86,7 +86,7 @@ def extract(src: Any, dst: Destination, part: str, *, format: str | None = None)
         raise ArgumentError(f"extract takes the dotted path of a part, such as 'model'; not {part!r:.80}")
     with opened([src], dst, format) as surgery:
         (source,) = surgery.sources
-        path, tree = find_at(source.document.tree, part, source.file)
+        path, tree = find_at(source.document.tree, part, source.file, beginnings=True)
         return surgery.write(_alone(source.document, path, tree))
 
 

@@ -77,7 +77,7 @@ def rename(
         kept = [(names[key], item) for key, item in items if key in names]
         new = with_items(state, kept, _new_versions(versions_of(state), items, names, rules))
         listing = _Listing(names, path, [] if at is None else _other_models(document.tree, path))
-        renewed = Document(with_part(document.tree, state, new), _objects(document, path), document.metadata)
+        renewed = Document(with_part(document.tree, path, state, new), _objects(document, path), document.metadata)
         return surgery.write(
             _with_parameter_names(renewed, listing),
             renamed={old: now for old, now in names.items() if old != now},
@@ -188,10 +188,11 @@ def _with_parameter_names(document: Document, listing: _Listing) -> Document:
     }
     tree = document.tree
     for key in keys(tree):
-        for group in _groups(child(tree, key)):
+        for index, group in enumerate(_groups(child(tree, key))):
             listed = child(group, "param_names")
             if type(listed) is list:
-                tree = with_part(tree, listed, listing.changed(listed, str(key)))
+                path = (key, "param_groups", index, "param_names")
+                tree = with_part(tree, path, listed, listing.changed(listed, str(key)))
     return Document(tree, objects, document.metadata)
 
 

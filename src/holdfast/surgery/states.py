@@ -61,10 +61,15 @@ def _only_state(tree: Tree, file: str) -> tuple[Path, Tree]:
     return part.path, part.tree
 
 
-def find_at(tree: Tree, at: str, file: str) -> tuple[Path, Tree]:
+def find_at(tree: Tree, at: str, file: str, *, beginnings: bool = False) -> tuple[Path, Tree]:
     """The part of a tree under a dotted path, whose keys may have dots themselves: ``model.fc.weight``.
 
-    Where no key is called so but several begin so (``model.encoder``), it is those, without the beginning.
+    Args:
+        tree: a file's.
+        at: the path; "" is the whole tree.
+        file: named in errors.
+        beginnings: where no key is called so but several begin so (``model.encoder``), take those, without the
+            beginning, as a new state_dict.
 
     Raises:
         MissingPart: there is nothing of this name.
@@ -80,7 +85,7 @@ def find_at(tree: Tree, at: str, file: str) -> tuple[Path, Tree]:
         return found[0]
     for path, node, rest in places:
         near = node if len(rest) < len(at) else near
-        below = _beginning(node, rest)
+        below = _beginning(node, rest) if beginnings else None
         if below is not None:
             return (*path, rest), below
     raise MissingPart(
@@ -149,16 +154,21 @@ def with_items(tree: Tree, items: Sequence[Item], versions: Sequence[Item]) -> T
     return Typed("state_dict", {"items": dict(items), "metadata": [[key, version] for key, version in versions]})
 
 
-def with_part(tree: Tree, old: Tree, new: Tree) -> Tree:
-    """The tree with ``new`` wherever ``old`` stood."""
+def with_part(tree: Tree, path: Path, old: Tree, new: Tree) -> Tree:
+    """The tree with ``new`` where ``old`` stands, which is at ``path``."""
+    return _replaced(tree, old, new, 4 * len(path) + 4)
+
+
+def _replaced(tree: Tree, old: Tree, new: Tree, levels: int) -> Tree:
+    """Looks no deeper than ``levels``: a key of a path takes three at most, and trees nest as deep as they like."""
+    cls = type(tree)
     if tree is old:
         return new
-    cls = type(tree)
-    if cls is dict:
-        return {key: with_part(item, old, new) for key, item in tree.items()}
-    if cls is list:
-        return [with_part(item, old, new) for item in tree]
-    return Typed(tree.kind, with_part(tree.payload, old, new)) if cls is Typed else tree
+    if levels and cls is dict:
+        return {key: _replaced(item, old, new, levels - 1) for key, item in tree.items()}
+    if levels and cls is list:
+        return [_replaced(item, old, new, levels - 1) for item in tree]
+    return Typed(tree.kind, _replaced(tree.payload, old, new, levels - 1)) if levels and cls is Typed else tree
 
 
 def beside(tree: Tree, path: Path, part: Tree) -> list[tuple[Path, Tree]]:
