@@ -24,39 +24,41 @@ class DType(msgspec.Struct, frozen=True):
         itemsize: bytes of one element.
         safetensors: the code in a safetensors header, or None when the format lacks it.
         storage: the class that names it in torch pickles before UntypedStorage, or None for newer dtypes.
+        export: its number in archives of torch.export, or None when the schema lacks it.
     """
 
     name: str
     itemsize: int
     safetensors: str | None = None
     storage: str | None = None
+    export: int | None = None
 
 
 DTYPES: dict[str, DType] = {
     row.name: row
     for row in (
-        DType("float64", 8, "F64", "DoubleStorage"),
-        DType("float32", 4, "F32", "FloatStorage"),
-        DType("float16", 2, "F16", "HalfStorage"),
-        DType("bfloat16", 2, "BF16", "BFloat16Storage"),
-        DType("float8_e4m3fn", 1, "F8_E4M3"),
-        DType("float8_e5m2", 1, "F8_E5M2"),
-        DType("float8_e4m3fnuz", 1, "F8_E4M3FNUZ"),
-        DType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ"),
-        DType("float8_e8m0fnu", 1, "F8_E8M0"),
+        DType("float64", 8, "F64", "DoubleStorage", export=8),
+        DType("float32", 4, "F32", "FloatStorage", export=7),
+        DType("float16", 2, "F16", "HalfStorage", export=6),
+        DType("bfloat16", 2, "BF16", "BFloat16Storage", export=13),
+        DType("float8_e4m3fn", 1, "F8_E4M3", export=29),
+        DType("float8_e5m2", 1, "F8_E5M2", export=30),
+        DType("float8_e4m3fnuz", 1, "F8_E4M3FNUZ", export=31),
+        DType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ", export=32),
+        DType("float8_e8m0fnu", 1, "F8_E8M0", export=33),
         DType("float4_e2m1fn_x2", 1),
-        DType("int64", 8, "I64", "LongStorage"),
-        DType("int32", 4, "I32", "IntStorage"),
-        DType("int16", 2, "I16", "ShortStorage"),
-        DType("int8", 1, "I8", "CharStorage"),
-        DType("uint8", 1, "U8", "ByteStorage"),
-        DType("uint16", 2, "U16"),
-        DType("uint32", 4, "U32"),
-        DType("uint64", 8, "U64"),
-        DType("bool", 1, "BOOL", "BoolStorage"),
-        DType("complex128", 16, None, "ComplexDoubleStorage"),
-        DType("complex64", 8, "C64", "ComplexFloatStorage"),
-        DType("complex32", 4),
+        DType("int64", 8, "I64", "LongStorage", export=5),
+        DType("int32", 4, "I32", "IntStorage", export=4),
+        DType("int16", 2, "I16", "ShortStorage", export=3),
+        DType("int8", 1, "I8", "CharStorage", export=2),
+        DType("uint8", 1, "U8", "ByteStorage", export=1),
+        DType("uint16", 2, "U16", export=28),
+        DType("uint32", 4, "U32", export=34),
+        DType("uint64", 8, "U64", export=35),
+        DType("bool", 1, "BOOL", "BoolStorage", export=12),
+        DType("complex128", 16, None, "ComplexDoubleStorage", export=11),
+        DType("complex64", 8, "C64", "ComplexFloatStorage", export=10),
+        DType("complex32", 4, export=9),
         DType("qint8", 1, None, "QInt8Storage"),
         DType("quint8", 1, None, "QUInt8Storage"),
         DType("qint32", 4, None, "QInt32Storage"),
@@ -71,6 +73,7 @@ DTYPES: dict[str, DType] = {
 }
 BY_SAFETENSORS = {row.safetensors: row for row in DTYPES.values() if row.safetensors}
 BY_STORAGE = {row.storage: row for row in DTYPES.values() if row.storage}
+BY_EXPORT = {row.export: row for row in DTYPES.values() if row.export}
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from holdfast.errors import CorruptFile, HoldfastError, UnknownFormat
-from holdfast.formats import exported
 from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
 from holdfast.serialization.reading import read_tree, verify_segments
+from holdfast.spec import BY_EXPORT
 from holdfast.storage.source import MemorySource
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -195,12 +195,10 @@ def test_weights_and_constants_of_a_program(tmp_path: pathlib.Path) -> None:
 def test_the_dtypes_of_the_schema() -> None:
     from torch._export.serde import schema, serialize
 
-    for number, name in exported._DTYPES.items():
-        if name != "complex32":
-            theirs = serialize._SERIALIZE_TO_TORCH_DTYPE.get(number)
-            assert theirs is None or theirs == getattr(torch, name)
-    known = {int(scalar) for scalar in schema.ScalarType} - {0}
-    assert known <= set(exported._DTYPES)
+    for number, row in BY_EXPORT.items():
+        theirs = serialize._SERIALIZE_TO_TORCH_DTYPE.get(number)
+        assert theirs is None or theirs == getattr(torch, row.name)
+    assert {int(scalar) for scalar in schema.ScalarType} - {0} <= set(BY_EXPORT)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,7 +19,7 @@ from holdfast.formats import torchzip
 from holdfast.formats.archive import LOCAL, LOCAL_MARK, Archive
 from holdfast.formats.base import Container, Document, Segment
 from holdfast.formats.tensors import TensorPlacer
-from holdfast.spec import DTYPES
+from holdfast.spec import BY_EXPORT
 from holdfast.state.paths import printable
 from holdfast.state.values import Tree, Typed
 from holdfast.storage.source import MemorySource, SubSource, shown
@@ -30,12 +30,6 @@ _CONFIG_LIMIT = 1 << 30
 _STRIDED = 7
 _PARTS = ("weights", "constants")
 _OLD_PARTS = ("serialized_state_dict.pt", "serialized_constants.pt")
-_DTYPES = dict(
-    enumerate(
-        ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "complex32", "complex64"), start=1
-    )
-) | {11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2"}
-_DTYPES |= {31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64"}
 
 
 class _Integer(msgspec.Struct):
@@ -128,13 +122,13 @@ class Exported(Container):
             tree[key] = self._pickled(record) if entry.use_pickle else self._tensor(key, record, entry.tensor_meta)
 
     def _tensor(self, key: str, record: str, meta: _Meta | None) -> Tree:
-        dtype = _DTYPES.get(meta.dtype) if meta is not None else None
-        if meta is None or dtype is None or meta.layout != _STRIDED:
+        row = BY_EXPORT.get(meta.dtype) if meta is not None else None
+        if meta is None or row is None or meta.layout != _STRIDED:
             raise self._lie(f"`{printable(key)}` is described as a tensor of no known dtype and layout")
         sizes = tuple([size.as_int for size in meta.sizes])
         strides = tuple([stride.as_int for stride in meta.strides])
-        offset = meta.storage_offset.as_int * DTYPES[dtype].itemsize
-        return self._placer.place(self._segment(record), (dtype, sizes, strides), offset, False)
+        offset = meta.storage_offset.as_int * row.itemsize
+        return self._placer.place(self._segment(record), (row.name, sizes, strides), offset, False)
 
     def _segment(self, name: str) -> Segment:
         segment = self._segments.get(name)
