@@ -158,6 +158,9 @@ def test_strip_without_weights_says_what_there_is(tmp_path: Path) -> None:
     torch.save({"model": {"epoch": 1}}, tmp_path / "c.pt")
     with refused(MismatchError, "c.pt`: `model` has no tensors; say where the weights are with at='...'"):
         surgery.strip(tmp_path / "c.pt", tmp_path / "b.pt", at="model")
+    torch.save({}, tmp_path / "empty.pt")
+    with refused(MismatchError, "empty.pt`: `(root)` has no tensors"):
+        surgery.average([tmp_path / "empty.pt", tmp_path / "empty.pt"], tmp_path / "b.pt")
     torch.save(Net(), tmp_path / "whole.pt")
     with refused(MissingPart, "`holdfast rescue` takes the weights out of a pickled module"):
         surgery.strip(tmp_path / "whole.pt", tmp_path / "b.pt")

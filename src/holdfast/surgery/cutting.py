@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.errors import ArgumentError, MismatchError
+from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document
 from holdfast.formats.writing import Destination
 from holdfast.spec import Path
-from holdfast.state.paths import dotted, printable
+from holdfast.state.paths import dotted
 from holdfast.surgery.report import Rewritten
-from holdfast.surgery.states import beside, find_at, find_state, stored_bytes, tensors_of
+from holdfast.surgery.states import beside, find_at, find_state, stored_bytes
 from holdfast.surgery.writing import opened
 
 
@@ -44,13 +44,6 @@ def strip(src: Any, dst: Destination, *, at: str | None = None, format: str | No
         (source,) = surgery.sources
         tree = source.document.tree
         path, state = find_state(tree, at, source.file)
-        if not tensors_of(state):
-            raise MismatchError(
-                f"`{printable(source.file)}`: `{printable(dotted(path))}` has no tensors; say where the weights are "
-                "with at='...'",
-                file=source.file,
-                path=dotted(path),
-            )
         left = {dotted(sub): stored_bytes(item, besides=state) for sub, item in beside(tree, path, state)}
         return surgery.write(_alone(source.document, path, state), left_out=left)
 

@@ -27,7 +27,7 @@ def find_state(tree: Tree, at: str | None, file: str) -> tuple[Path, Tree]:
     Raises:
         MissingPart: there is none, or nothing at ``at``.
         AmbiguousPart: there are several.
-        MismatchError: what is at ``at`` is no dict with names for keys.
+        MismatchError: what is there is no dict with names for keys, or has no tensors.
     """
     if at is None:
         path, state = _only_state(tree, file)
@@ -36,6 +36,12 @@ def find_state(tree: Tree, at: str | None, file: str) -> tuple[Path, Tree]:
     if items_of(state) is None:
         raise MismatchError(
             f"`{printable(file)}`: `{printable(dotted(path))}` is no state_dict: a dict of tensors by name is wanted",
+            file=file,
+            path=dotted(path),
+        )
+    if not tensors_of(state):
+        raise MismatchError(
+            f"`{printable(file)}`: `{printable(dotted(path))}` has no tensors; say where the weights are with at='...'",
             file=file,
             path=dotted(path),
         )
