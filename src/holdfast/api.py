@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import nn
 
-from holdfast.errors import ArgumentError, MissingPart
+from holdfast.errors import ArgumentError, MissingPart, UntrustedType
 from holdfast.formats.base import Document
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
@@ -25,7 +25,7 @@ from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
 from holdfast.state.values import trusted_class
 from holdfast.transfer.opened import Opened, is_source, opened_document
-from holdfast.transfer.rescue import build_layers, check_plain, rescue_state, write_rescued
+from holdfast.transfer.rescue import build_layers, rescue_state, untrusted, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, save_file
 from holdfast.transfer.summary import Summary, summarise
@@ -108,9 +108,10 @@ def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[s
     placement = Placement(map_location)
     with open_any(f) as container:
         tree = container.document().tree
-        if not opaque:
-            check_plain(tree, shown_name(f))
-        return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
+        try:
+            return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
+        except UntrustedType as first:
+            raise untrusted(tree, shown_name(f)) or first from None
 
 
 def restore(

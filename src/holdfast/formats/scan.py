@@ -7,6 +7,7 @@ Nothing that can't be looked into is called harmless.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
@@ -28,6 +29,8 @@ _FIRST_WINDOW = 1 << 16
 _PICKLES = 1000
 """Pickles back to back in one file; more are not looked into, and that is said."""
 _PICKLED = (".pkl", ".pickle")
+_STORAGE = re.compile(r"[^/]+/data/\d+")
+"""Numbers, where torch.save puts them: nothing unpickles those."""
 _DEPTH = 4
 """Archives inside archives."""
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -174,10 +177,11 @@ def _look_into_zip(source: ByteSource, where: str, report: ScanReport, depth: in
     archive = Archive(source, report.file, flat=True)
     for name in archive.records:
         path = f"{where}/{name}" if where else name
+        if _STORAGE.fullmatch(name):
+            continue
         head = archive.head(name, 16)
-        storage = any(part == "data" for part in name.split("/")[:-1]) and name.rpartition("/")[2].isdecimal()
         nested = head.startswith((b"PK\x03\x04", b"\x93NUMPY"))
-        if not name.endswith(_PICKLED) and (storage or not (nested or head[:1] == b"\x80")):
+        if not (name.endswith(_PICKLED) or nested or head[:1] == b"\x80"):
             continue
         if nested and depth >= _DEPTH:
             report.problems.append(f"{printable(path)}: an archive inside {_DEPTH} others")

@@ -122,12 +122,8 @@ def states_for_modules(document: Document, kinds: Iterable[str], file: str) -> t
 # -- refusing to load what only a pickle would rebuild
 
 
-def check_plain(tree: Tree, file: str) -> None:
-    """Refuses a tree with objects in it that are not rebuilt.
-
-    Raises:
-        UntrustedType: names their classes and the ways on.
-    """
+def untrusted(tree: Tree, file: str) -> UntrustedType | None:
+    """The error for a tree with objects in it that are not rebuilt: names their classes and the ways on."""
     names: list[str] = []
     stack: list[tuple[Path, Tree]] = [((), tree)]
     while stack:
@@ -137,13 +133,13 @@ def check_plain(tree: Tree, file: str) -> None:
         if type(node) in (dict, list, Typed, Opaque):
             stack.extend(reversed(list(below(path, node))))
     if not names:
-        return
+        return None
     names.sort(key=lambda name: name.startswith(("torch.", "builtins.", "collections.")))  # the user's own first
     shown = ", ".join(printable(name[:100]) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     whole = find_modules(tree)
     rescue = "holdfast.rescue(f) for the weights of its modules, " if whole else ""
-    raise UntrustedType(
+    return UntrustedType(
         f"`{printable(file)}`: holds objects of classes that are not rebuilt from a file: {shown}{more}. Ways on: "
         f"{rescue}holdfast.restore(f, model=net) or holdfast.open(f) for the parts you need, opaque=True for inert "
         "placeholders",
@@ -214,14 +210,14 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
     for key in path.split(".") if path else ():
         tree = child(tree, key)
     if layer is None:
-        raise ArgumentError(_needs_factory(file, "its record names layers that this version does not know"), file=file)
+        raise ArgumentError(_needs_factory(file, "its record names layers that are not known here"), file=file)
     return layer, {str(key): child(tree, key) for key in keys(tree)}
 
 
 def _needs_factory(file: str, why: str) -> str:
     return (
-        f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function), or its name in "
-        f"trusted=. Without one it makes models of torch.nn's own layers alone, and {why}"
+        f"`{file}`: build needs to be told which code it may use: factory=Net (the class or a function), or its name "
+        f"in trusted=. Without one it makes models of torch.nn's own layers alone, and {why}"
     )
 
 
