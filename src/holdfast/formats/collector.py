@@ -7,12 +7,13 @@ the time. Objects that are dropped are still freed at once, by their reference c
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 
 
-class _Pause:
-    """A context manager that several threads may enter: the last to leave puts back what the first had found."""
+class _Pause(contextlib.ContextDecorator):
+    """For ``with`` and as a decorator. Several threads may enter: the last to leave puts back what the first found."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,4 +35,4 @@ class _Pause:
 
 
 collector_paused = _Pause()
-"""``with collector_paused:`` around code that makes many objects and keeps them."""
+"""``with collector_paused:`` or ``@collector_paused`` for code that makes many objects and keeps them."""

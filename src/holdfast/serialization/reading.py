@@ -11,6 +11,7 @@ import torch
 
 from holdfast.errors import CorruptFile, UnsupportedValue
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.formats.damage import raise_damage as raise_damage
 from holdfast.formats.damage import verify_segments as verify_segments
 from holdfast.serialization.devices import Placement
@@ -44,6 +45,7 @@ def _dtype_named(name: str) -> torch.dtype:
     return dtype
 
 
+@collector_paused
 def read_tree(
     tree: Tree,
     file: str,

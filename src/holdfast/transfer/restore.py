@@ -10,6 +10,7 @@ import torch
 
 from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document, Segment, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.objects.builder import source_drift
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.module import ModulePart
@@ -52,6 +53,7 @@ class RestoreOptions(msgspec.Struct, frozen=True):
             raise ArgumentError(f"match is {self.match!r}; it takes a policy such as holdfast.Exact()")
 
 
+@collector_paused
 def restore_objects(document: Document, file: str, objects: Mapping[str, Any], options: RestoreOptions) -> LoadReport:
     """Gives live objects the state that a document holds; see ``holdfast.restore``."""
     parts = adapt_all(objects)

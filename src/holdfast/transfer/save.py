@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, UnsupportedValue
 from holdfast.formats.base import Document, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.formats.writing import ROW_MAJOR, Destination, shown_name, write_document
 from holdfast.objects.builder import find_config, source_digest
 from holdfast.objects.capture import adapt, is_object
@@ -66,6 +67,7 @@ def save_file(
     )
 
 
+@collector_paused
 def document_of(
     obj: Any, *, row_major: bool, config: Any = None, probe: Any = None, metadata: Mapping[str, str] | None = None
 ) -> tuple[Document, list[str]]:
