@@ -65,10 +65,11 @@ def find_config(module: nn.Module) -> Any:
     if dataclasses.is_dataclass(module):
         return {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.init}
     config = getattr(module, "config", None)
-    if isinstance(config, Mapping) or (dataclasses.is_dataclass(config) and not isinstance(config, type)):
-        return config
-    as_dict = getattr(config, "to_dict", None)  # transformers' configurations
-    return as_dict() if callable(as_dict) else None
+    as_dict = getattr(config, "to_dict", None)  # transformers' configurations; first, for they are dataclasses too
+    if callable(as_dict) and not isinstance(config, type):
+        return as_dict()
+    is_plain = isinstance(config, Mapping) or (dataclasses.is_dataclass(config) and not isinstance(config, type))
+    return config if is_plain else None
 
 
 _sources: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
@@ -97,6 +98,8 @@ def source_drift(module: nn.Module, record: Mapping[str, Any]) -> str | None:
 def construct(factory: Callable[..., Any], config: Any, *, file: str) -> nn.Module:
     """Calls ``factory`` with a recorded config: as keywords where it takes them, else as its one argument.
 
+    A factory that names its ``config_class``, as transformers' models do, is given one of those.
+
     Args:
         factory: a class or function that returns a module.
         config: what ``save(..., config=...)`` recorded, or None.
@@ -123,7 +126,7 @@ def construct(factory: Callable[..., Any], config: Any, *, file: str) -> nn.Modu
     elif isinstance(config, Mapping) and _binds(signature, (), dict(config)):
         made = factory(**config)
     elif _binds(signature, (config,), {}):
-        made = factory(config)
+        made = factory(_as_wanted(factory, config))
     else:
         raise ArgumentError(
             f"`{file}`: {name}{signature} takes neither the keywords of the recorded config {config!r} nor the config "
@@ -133,6 +136,11 @@ def construct(factory: Callable[..., Any], config: Any, *, file: str) -> nn.Modu
     if not isinstance(made, nn.Module):
         raise ArgumentError(f"`{file}`: {name} returned a {type(made).__name__}, a torch module is wanted", file=file)
     return made
+
+
+def _as_wanted(factory: Callable[..., Any], config: Any) -> Any:
+    from_dict = getattr(getattr(factory, "config_class", None), "from_dict", None)
+    return from_dict(dict(config)) if callable(from_dict) and isinstance(config, Mapping) else config
 
 
 def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
