@@ -78,7 +78,7 @@ def as_shards(net: nn.Module, path: Path) -> Path:
     parts = {"one.safetensors": dict(state[:4]), "two.safetensors": dict(state[4:])}
     for file, part in parts.items():
         safetensors.torch.save_file(part, path / file)
-    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, part in parts.items() for name in part}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path
 

@@ -15,6 +15,7 @@ from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.detect import open_container
+from holdfast.formats.index import ShardedContainer
 from holdfast.formats.lost import Lost, listed
 from holdfast.formats.npz_names import arrays_of
 from holdfast.formats.packing import clusters
@@ -89,7 +90,7 @@ def convert_container(
 
 def _converted(container: Container, f: Destination, name: str, drop: Sequence[str]) -> ConvertReport:
     begin = time.perf_counter()
-    document, left_out = _without(container.document(), drop, container.file)
+    document, left_out = _without(container, drop)
     _refuse_lost(_lost(document, name), shown_name(f), name)
     stored = list(leaves(document.tree))
     notes = _verified([leaf for _, leaf in stored])
@@ -112,18 +113,21 @@ def _converted(container: Container, f: Destination, name: str, drop: Sequence[s
     )
 
 
-def _without(document: Document, drop: Sequence[str], file: str) -> tuple[Document, list[str]]:
+def _without(container: Container, drop: Sequence[str]) -> tuple[Document, list[str]]:
     """The document without what is to be left out, and what that was."""
+    document = container.document()
     tree, names = dropped(document.tree, drop)
     metadata = {}
     for key, text in document.metadata.items():
+        if (container.format, key) == (ShardedContainer.format, "total_size"):
+            continue  # the index's own count, true of its shards alone
         label = f"metadata.{key}"
         if any(matches((label,), glob) for glob in drop):
             names.append(label)
         else:
             metadata[key] = text
     kept = [dotted(path) for path, _ in leaves(tree)] + [f"metadata.{key}" for key in metadata]
-    refuse_unmatched(drop, names, kept, file)
+    refuse_unmatched(drop, names, kept, container.file)
     return Document(tree, document.objects, metadata), names
 
 
@@ -156,7 +160,7 @@ def _refuse_lost(lost: Sequence[Lost], file: str, name: str) -> None:
     first = printable(lost[0].name)
     raise UnsupportedValue(
         f"`{printable(file)}`: {name} can't carry {listed(lost)}. Nothing was written. Leave them out by name or glob, "
-        f"drop=[{first!r}, ...] or --drop {first!r}, or convert to another format",
+        f"drop=['{first}', ...] or --drop '{first}', or convert to another format",
         file=file,
         path=lost[0].name,
     )

@@ -277,7 +277,13 @@ def row_major(source: ByteSource, spec: TensorSpec) -> ByteSource:
         source: the tensor's bytes, from its first element to its last.
         spec: dtype, shape and stride; no two elements may overlap.
     """
-    return MadeSource(source.name, spec.nbytes, lambda: gather(source.read(0, source.size), spec))
+
+    def make() -> bytearray:
+        data = bytearray(source.size)
+        source.read_into(0, memoryview(data))  # read() would hold it twice
+        return gather(data, spec)
+
+    return MadeSource(source.name, spec.nbytes, make)
 
 
 def tensor_bytes(leaf: StoredTensor, *, as_it_lies: bool = False) -> ByteSource:

@@ -147,12 +147,9 @@ def _parts(want: Tree, have: Tree) -> list[tuple[Any, Tree, Tree]] | None:
             return [(None, left[key], right[key]) for key in left]  # fields: their order says nothing
         return [(None, left, right)]
     if cls is Opaque:
-        return [(None, _inside(want), _inside(have))]
+        inside = [("args", want.args, have.args), ("state", want.state, have.state)]
+        return inside if want.type_name == have.type_name else None
     return [] if _same_atom(want, have) else None
-
-
-def _inside(value: Opaque) -> list[Tree]:
-    return [value.type_name, value.args, value.state]
 
 
 def _same_atom(want: Tree, have: Tree) -> bool:
