@@ -19,6 +19,7 @@ import torch
 
 from holdfast.compat.allowed import BLOCKED_MODULES, added_globals, allowed_globals
 
+_U8, _U16, _U32, _I32, _F64 = [struct.Struct(form) for form in ("<B", "<H", "<I", "<i", ">d")]
 _NESTED = frozenset(
     {
         "torch.nested._internal.nested_tensor.NestedTensor",
@@ -89,8 +90,8 @@ class WeightsUnpickler:
             raise EOFError("the pickle is cut short")
         return line[:-1].decode("utf-8")
 
-    def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._read(struct.calcsize(form)))[0]
+    def _number(self, form: struct.Struct) -> Any:
+        return form.unpack(self._read(form.size))[0]
 
     def _marked(self) -> list[Any]:
         """What was put on the stack since the last mark."""
@@ -217,14 +218,14 @@ class WeightsUnpickler:
     # -- plain values
 
     def _text(self) -> None:
-        self._stack.append(str(self._read(self._number("<I")), "utf-8", "surrogatepass"))
+        self._stack.append(str(self._read(self._number(_U32)), "utf-8", "surrogatepass"))
 
     def _old_text(self) -> None:
-        data = self._read(self._number("<B"))
+        data = self._read(self._number(_U8))
         self._stack.append(data if self._encoding == "bytes" else data.decode(self._encoding, "strict"))
 
     def _protocol(self) -> None:
-        protocol = self._number("<B")
+        protocol = self._number(_U8)
         if protocol != 2:
             warnings.warn(
                 f"Detected pickle protocol {protocol} in the checkpoint, which was not the default pickle protocol "
@@ -233,10 +234,10 @@ class WeightsUnpickler:
                 stacklevel=2,
             )
 
-    def _put(self, form: str) -> None:
+    def _put(self, form: struct.Struct) -> None:
         self._memo[self._number(form)] = self._stack[-1]
 
-    def _get(self, form: str) -> None:
+    def _get(self, form: struct.Struct) -> None:
         index = self._number(form)
         if index not in self._memo:
             raise UnpicklingError(f"Memo value not found at index {index}")
@@ -286,17 +287,17 @@ _OPCODES: dict[int, Callable[[WeightsUnpickler], None]] = {
         "]": _push(lambda machine: []),
         "}": _push(lambda machine: {}),
         "\x8f": _push(lambda machine: set()),
-        "J": _push(lambda machine: machine._number("<i")),
-        "K": _push(lambda machine: machine._number("<B")),
-        "M": _push(lambda machine: machine._number("<H")),
-        "G": _push(lambda machine: machine._number(">d")),
-        "\x8a": _push(lambda machine: decode_long(machine._read(machine._number("<B")))),
+        "J": _push(lambda machine: machine._number(_I32)),
+        "K": _push(lambda machine: machine._number(_U8)),
+        "M": _push(lambda machine: machine._number(_U16)),
+        "G": _push(lambda machine: machine._number(_F64)),
+        "\x8a": _push(lambda machine: decode_long(machine._read(machine._number(_U8)))),
         "X": WeightsUnpickler._text,
         "U": WeightsUnpickler._old_text,
-        "q": lambda machine: machine._put("<B"),
-        "r": lambda machine: machine._put("<I"),
-        "h": lambda machine: machine._get("<B"),
-        "j": lambda machine: machine._get("<I"),
+        "q": lambda machine: machine._put(_U8),
+        "r": lambda machine: machine._put(_U32),
+        "h": lambda machine: machine._get(_U8),
+        "j": lambda machine: machine._get(_U32),
         "\x80": WeightsUnpickler._protocol,
     }.items()
 }

@@ -31,6 +31,10 @@ from holdfast.storage.streamed import stage_into
 _LARGEST_ALIGNMENT = 1 << 16
 """Padding is counted in two bytes; past this torch writes archives that it can't read."""
 _ID = ".data/serialization_id"
+_STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
+_SMALL = 1 << 16
+"""Bytes of a storage that is written together with its neighbours and their headers."""
+_BLOCK = 8 << 20
 _local = untyped.serialization._serialization_tls
 
 
@@ -107,7 +111,7 @@ class _Stored:
         """What the pickle holds instead of a storage; None for everything else."""
         if self._stream and isinstance(obj, type) and issubclass(obj, torch.nn.Module):
             return self._module(obj)
-        if not isinstance(obj, torch.storage.TypedStorage) and not torch.is_storage(obj):
+        if not isinstance(obj, _STORAGES):
             return None
         if isinstance(obj, torch.storage.TypedStorage):
             typed: Any = obj
@@ -192,37 +196,50 @@ def _write_zip(staged: StagedFile, data: bytes, stored: _Stored, top: str, *, by
             staged.leave_empty(planned[name].start, planned[name].size)
     else:
         staged.allocate(records[-1].end + directory_size(records))
-        _write_storages(staged, storages, planned, checked=checked)
+        contents.update(_write_large(staged, storages, planned, checked=checked))
     for name, part in contents.items():
         if isinstance(part, bytes):
-            contents[name] = data = serialization_id(records[:-1]) if name == _ID else part
-            planned[name].crc = crc32(data) if checked else 0
+            contents[name] = inline = serialization_id(records[:-1]) if name == _ID else part
+            planned[name].crc = crc32(inline) if checked else 0
     _write_frame(staged, records, list(contents.values()))
 
 
-def _write_storages(
+def _write_large(
     staged: StagedFile, storages: dict[str, torch.UntypedStorage], planned: dict[str, Planned], *, checked: bool
-) -> None:
-    filled = [name for name in storages if planned[name].size]
+) -> dict[str, bytes]:
+    """Writes large storages, in parallel; returns the bytes of the others."""
+    large, small = [], {}
     requests = []
-    for name in filled:
-        segment = _segment(storages[name])
-        requests.append(WriteRequest(planned[name].start, segment.source, 0, segment.length))
-    for name, written in zip(filled, staged.write(requests, digest=False, crc=checked), strict=True):
+    for name, storage in storages.items():
+        segment = _segment(storage)
+        if segment.length > _SMALL:
+            large.append(name)
+            requests.append(WriteRequest(planned[name].start, segment.source, 0, segment.length))
+        else:
+            small[name] = segment.source.read(0, segment.length)
+    for name, written in zip(large, staged.write(requests, digest=False, crc=checked), strict=True):
         planned[name].crc = written.crc32 or 0
+    return small
 
 
 def _write_frame(staged: StagedFile, planned: Sequence[Planned], contents: Sequence[Any]) -> None:
-    """Everything that stands between the storages."""
-    requests = []
-    at, frame = 0, []
+    """Everything that stands between the large storages, in blocks."""
+    at, frame, size = 0, list[bytes](), 0
+
+    def flush(following: int) -> None:
+        nonlocal at, frame, size
+        staged.write([WriteRequest(at, b"".join(frame))], digest=False)
+        at, frame, size = following, [], 0
+
     for record, part in zip(planned, contents, strict=True):
-        frame.append(record.head())
         if isinstance(part, bytes):
-            frame.append(part)
-        elif record.size:
-            requests.append(WriteRequest(at, b"".join(frame)))
-            at, frame = record.start + record.size, []
+            frame += (record.head(), part, record.tail())
+            size += record.end - record.header
+            if size > _BLOCK:
+                flush(record.end)
+            continue
+        frame.append(record.head())
+        flush(record.start + record.size)
         frame.append(record.tail())
-    requests.append(WriteRequest(at, b"".join([*frame, directory(planned)])))
-    staged.write(requests, digest=False)
+    frame.append(directory(planned))
+    flush(0)

@@ -10,8 +10,11 @@ import torch
 from holdfast.formats.base import Segment
 from holdfast.serialization.memory import view_memory
 from holdfast.serialization.reading import raise_damage
+from holdfast.storage.digest import crc32
 from holdfast.storage.requests import ReadRequest, read_requests
 
+_SMALL = 1 << 16
+"""Bytes that are read at once, without asking other threads for help."""
 _UntypedStorage: Any = torch.UntypedStorage  # its constructors have no annotations
 
 
@@ -33,6 +36,10 @@ def read_storage(segment: Segment, *, fixed: bool) -> Any:
     storage = _UntypedStorage(segment.length)
     if segment.length:
         into = view_memory(storage.data_ptr(), segment.length)
+        if segment.length <= _SMALL and segment.chunks is None:
+            segment.source.read_into(segment.offset, into)
+            if segment.crc32 is None or crc32(into) == segment.crc32:
+                return storage[0 : segment.length] if fixed else storage
         request = ReadRequest(segment.source, segment.offset, into, segment.chunks, segment.crc32, segment.name)
         raise_damage(read_requests([request]))
     return storage[0 : segment.length] if fixed else storage  # a part of a storage can't be resized
