@@ -18,6 +18,8 @@ from holdfast.storage.source import MemorySource
 
 DTYPE_NAMES = {getattr(torch, name): name for name in DTYPES if hasattr(torch, name)}
 _EMPTY = MemorySource(b"")
+_NO_SEGMENT = Segment(_EMPTY, 0, 0)
+"""Stands in every leaf until all tensors are known."""
 
 
 class Lowered(msgspec.Struct):
@@ -82,7 +84,7 @@ def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list
     if requires_grad and not tensor.is_leaf:
         notes.append(f"`{dotted(path)}` has a graph: stored detached, without requires_grad")
         requires_grad = False
-    return _plain(tensor.detach(), path, pending, requires_grad)
+    return _plain(tensor.detach() if tensor.requires_grad else tensor, path, pending, requires_grad)
 
 
 def _plain(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_grad: bool) -> Tree:
@@ -120,7 +122,7 @@ def _strided(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires
     if not tensor.is_contiguous() or (1 in shape and tensor.stride() != contiguous_stride(shape)):
         stride = tensor.stride()
     spec = TensorSpec(_dtype_name(tensor, path), shape, stride)
-    leaf = StoredTensor(spec, Segment(_EMPTY, 0, 0), 0, requires_grad)
+    leaf = StoredTensor(spec, _NO_SEGMENT, 0, requires_grad)
     pending.append(_Pending(leaf, tensor, path))
     return leaf
 
@@ -166,6 +168,7 @@ def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str])
             storages.setdefault(key, []).append(item)
         else:
             item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape)
+            item.leaf.segment = Segment(_EMPTY, 0, 0, location=_location(item.tensor))
     for members in storages.values():
         for cluster in [members] if len(members) == 1 else _clusters(members, notes):
             if len(cluster) == 1 or all(_same_view(cluster[0].tensor, item.tensor) for item in cluster[1:]):
