@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -58,10 +59,13 @@ def run_console(page: str, block: Block) -> None:
         assert not command.shown or as_shown(command.shown, done.stdout), f"{where} prints\n{done.stdout}"
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the compiler imports it
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeded: int) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    program = ModuleType("__main__")  # where pickle looks for the classes of a page
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    namespace = vars(program)
     printed = ""
     ran = 0
     for block in blocks(page):

@@ -392,6 +392,21 @@ def test_every_difference_is_in_the_error_and_its_report(tmp_path: Path) -> None
     assert torch.equal(live["a"], torch.ones(2))
 
 
+def test_a_warm_start_suggests_the_rename_that_would_load_the_rest() -> None:
+    layers = {"body": nn.Linear(3, 4), "neck": nn.Linear(4, 5), "head": nn.Linear(5, 60)}
+    saved, live = nn.ModuleDict(layers), nn.ModuleDict(layers)
+    state = {name if name.startswith("head") else f"old.{name}": value for name, value in saved.state_dict().items()}
+    report = holdfast.restore(state, model=live, match=holdfast.Warm())
+    (suggested,) = report.suggestions
+    policy = eval(suggested, {"holdfast": holdfast})
+    assert holdfast.restore(state, model=live, match=policy).is_exact
+    migrating = nn.ModuleDict(layers)
+    migrating.register_load_state_dict_pre_hook(
+        lambda _, state, *rest: [state.setdefault(name.removeprefix("old."), state.pop(name)) for name in [*state]]
+    )
+    assert holdfast.restore(state, model=migrating, match=holdfast.Warm()).suggestions == []
+
+
 @pytest.mark.parametrize("kind", ["path", "str", "bytesio", "file", "tree", "module", "loaded", "snapshot"])
 def test_where_it_may_come_from(kind: str, saved: nn.Module, live: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "f.pt"

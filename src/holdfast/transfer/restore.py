@@ -141,6 +141,8 @@ def _merge(plans: list[ObjectPlan], whole: LoadReport) -> None:
             items = [msgspec.structs.replace(item, name=prefix + item.name) for item in getattr(own, field)]
             getattr(whole, field).extend(items)
         whole.notes += [f"`{plan.name}`: {note}" for note in own.notes]
+        if own.missing and own.unexpected:  # else the module's own loader has found them by now
+            whole.suggestions += own.suggestions
         weights, total = weights + own.coverage * plan.size, total + plan.size
     whole.coverage = weights / total if total else 1.0
 
