@@ -111,7 +111,7 @@ def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[s
         try:
             return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
         except UntrustedType as first:
-            raise untrusted(tree, shown_name(f)) or first from None
+            raise untrusted(tree, shown_name(f), trusted) or first from None
 
 
 def restore(

@@ -319,13 +319,40 @@ def _lift(tree: Tree, how: Lifting) -> Any:
 
 
 def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
+    if tree.type_name in how.trusted:
+        return _lift_trusted(tree, how)
     if how.opaque:
         return Opaque(tree.type_name, _lift(tree.args, how), _lift(tree.state, how))
     raise UntrustedType(
         f"`{how.file}`: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
-        f"holdfast.restore or holdfast.open for the parts you need, or opaque=True for inert placeholders",
+        f"holdfast.restore or holdfast.open for the parts you need, trusted={{{tree.type_name!r}}} if that code is "
+        f"yours, or opaque=True for inert placeholders",
         file=how.file,
     )
+
+
+def _lift_trusted(tree: Opaque, how: Lifting) -> Any:
+    """An object of a class that the caller named, as pickle would make it: its ``__new__``, then its state."""
+    cls = trusted_class(tree.type_name)
+    if tree.args is None:
+        return cls
+    args, state = _lift(tree.args, how), _lift(tree.state, how)
+    try:
+        if issubclass(cls, enum.Enum) or (state is None and args):
+            return cls(*args)
+        value = cls.__new__(cls, *args)
+        if hasattr(value, "__setstate__"):
+            value.__setstate__(state)
+        elif state is not None:
+            attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+            for name, item in {**(attributes or {}), **(slots or {})}.items():
+                object.__setattr__(value, name, item)
+    except Exception as reason:  # whatever the trusted class raises: its code changed since the file was written
+        raise CorruptFile(
+            f"`{how.file}`: {tree.type_name} does not take what the file has for it: {type(reason).__name__}: {reason}",
+            file=how.file,
+        ) from reason
+    return value
 
 
 def _lift_state_dict(payload: Any, how: Lifting) -> Any:

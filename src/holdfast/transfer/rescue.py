@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -122,13 +122,13 @@ def states_for_modules(document: Document, kinds: Iterable[str], file: str) -> t
 # -- refusing to load what only a pickle would rebuild
 
 
-def untrusted(tree: Tree, file: str) -> UntrustedType | None:
+def untrusted(tree: Tree, file: str, trusted: Collection[str] = ()) -> UntrustedType | None:
     """The error for a tree with objects in it that are not rebuilt: names their classes and the ways on."""
     names: list[str] = []
     stack: list[tuple[Path, Tree]] = [((), tree)]
     while stack:
         path, node = stack.pop()
-        if type(node) is Opaque and node.type_name not in names:
+        if type(node) is Opaque and node.type_name not in names and node.type_name not in trusted:
             names.append(node.type_name)
         if type(node) in (dict, list, Typed, Opaque):
             stack.extend(reversed(list(below(path, node))))
@@ -141,8 +141,8 @@ def untrusted(tree: Tree, file: str) -> UntrustedType | None:
     rescue = "holdfast.rescue(f) for the weights of its modules, " if whole else ""
     return UntrustedType(
         f"`{printable(file)}`: holds objects of classes that are not rebuilt from a file: {shown}{more}. Ways on: "
-        f"{rescue}holdfast.restore(f, model=net) or holdfast.open(f) for the parts you need, opaque=True for inert "
-        "placeholders",
+        f"{rescue}holdfast.restore(f, model=net) or holdfast.open(f) for the parts you need, trusted={{...}} with the "
+        "names of those that are your own code, opaque=True for inert placeholders",
         file=file,
     )
 
