@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast import compat as compat
     from holdfast import surgery as surgery
     from holdfast.api import build as build
     from holdfast.api import convert as convert
@@ -61,6 +62,7 @@ _HOME = {
     "Record": "state.values",
     "Position": "training.run",
     "Run": "training.run",
+    "compat": "compat",
     "surgery": "surgery",
     "Warm": "policy.policies",
 }

@@ -23,6 +23,7 @@ NAMES = {
     "Warm",
     "__version__",
     "build",
+    "compat",
     "convert",
     "load",
     "record_config",
