@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from holdfast.errors import MismatchError
 from holdfast.policy.policies import Policy, Warm
@@ -81,6 +81,19 @@ def policy_names(stored: Iterable[str], policy: Policy) -> dict[str, str]:
             )
         owner[changed] = name
         found[name] = changed
+    return found
+
+
+def moved_modules(names: Mapping[str, str]) -> dict[str, str]:
+    """Old name of a module -> its new name, as the old and new names of the tensors in it tell.
+
+    ``{"backbone.fc.weight": "fc.weight"}`` says that ``backbone.fc`` is ``fc`` now, and ``backbone`` the root.
+    """
+    found: dict[str, str] = {}
+    for old, new in names.items():
+        before, after = old.split("."), new.split(".")
+        while before and after and before.pop() == after.pop():
+            found.setdefault(".".join(before), ".".join(after))
     return found
 
 

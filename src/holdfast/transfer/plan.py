@@ -13,7 +13,7 @@ from holdfast.formats.base import StoredTensor
 from holdfast.objects.module import ModulePart, aliases
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check, match
-from holdfast.policy.names import align, policy_names, without_wrappers
+from holdfast.policy.names import align, moved_modules, policy_names, without_wrappers
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import LoadReport
 from holdfast.policy.shape import common_box
@@ -138,12 +138,13 @@ def _renamed(tree: Tree, live: list[str], policy: Policy, refused: set[str]) -> 
     payload = tree if isinstance(tree, dict) else tree.payload
     items = payload["items"] if isinstance(tree, Typed) and tree.kind == "state_dict" else payload
     pairs = items.items() if isinstance(items, dict) else items
+    pairs = [(name, item) for name, item in pairs if name in names]
     renamed: Any = [
-        [rename(name), item]
-        for name, item in pairs
-        if name in names and not (isinstance(policy, Warm) and rename(name) in refused)
+        [rename(name), item] for name, item in pairs if not (isinstance(policy, Warm) and rename(name) in refused)
     ]
     if not (isinstance(tree, Typed) and tree.kind == "state_dict"):
         return Typed("ordered_dict", renamed)
-    metadata = [[without_wrappers(f"{name}.")[:-1], item] for name, item in payload["metadata"]]
-    return Typed("state_dict", {"items": renamed, "metadata": metadata if wrapped else payload["metadata"]})
+    modules = moved_modules({name: rename(name) for name, _ in pairs})
+    # the versions of its modules, which its hooks ask for
+    metadata = [[modules.get(str(name), name), item] for name, item in payload["metadata"]]
+    return Typed("state_dict", {"items": renamed, "metadata": metadata})
