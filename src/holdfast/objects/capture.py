@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,22 @@ class SchedulerPart(StatefulPart):
     """A learning-rate scheduler."""
 
     kind = "scheduler"
+
+    def at_odds(self, others: Collection[Any]) -> Iterator[str]:
+        """What to say when an optimizer that is not restored too has another learning rate than the scheduler gave it.
+
+        So it is when a scheduler was constructed after its optimizer's state was loaded: constructing takes the first
+        step again, and the state that the scheduler is then given only says what the rate should be.
+        """
+        optimizer, given = getattr(self.obj, "optimizer", None), getattr(self.obj, "_last_lr", None)
+        if optimizer is None or not given or any(optimizer is other for other in others):
+            return
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if rates != given:
+            yield (
+                f"its optimizer's learning rate is {rates}, the file's scheduler left it at {given}; construct both, "
+                "then restore both in one call"
+            )
 
 
 def is_object(value: Any) -> bool:

@@ -12,7 +12,7 @@ from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.collector import collector_paused
 from holdfast.objects.builder import source_drift
-from holdfast.objects.capture import adapt_all
+from holdfast.objects.capture import SchedulerPart, adapt_all
 from holdfast.objects.module import ModulePart
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.probe import replay
@@ -90,6 +90,8 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
             report.notes.append(_set_mode(name, objects[name], options.mode))
             record = _record(document, found[name])
             report.notes += [f"`{name}`: {note}" for note in _reminders(part, record)]
+        elif isinstance(part, SchedulerPart):
+            report.notes += [f"`{name}`: {note}" for note in part.at_odds(objects.values())]
     return report
 
 
