@@ -102,7 +102,7 @@ def test_lesson_02_a_full_disk_leaves_the_old_checkpoint(
 def test_lesson_03_nothing_is_staged_in_the_system_temp_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: Callable[..., nn.Module], run_dir: Path
 ) -> None:
-    """A move from /tmp to another file system is a copy, and /tmp fills up: what is staged belongs beside its target."""
+    """A move from /tmp to another file system is a copy, and /tmp fills up: staging belongs beside the target."""
     monkeypatch.setattr(tempfile, "tempdir", "/proc/no/such/folder")
     monkeypatch.setenv("TMPDIR", "/proc/no/such/folder")
     with pytest.raises(FileNotFoundError):
