@@ -208,6 +208,53 @@ def test_reads_of_a_file_that_was_cut(stored: FileSource, tmp_path: Path, size: 
         read_requests([ReadRequest(stored, 0, memoryview(bytearray(size)))])
 
 
+class _Reads(MemorySource):
+    """Memory that remembers what was read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.seen: list[tuple[int, int]] = []
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.seen.append((offset, buffer.nbytes))
+        super().read_into(offset, buffer)
+
+
+def _read_of(source: ByteSource, offset: int, length: int, name: str = "") -> tuple[ReadRequest, bytearray]:
+    into, data = bytearray(length), NOISE[offset : offset + length]
+    return ReadRequest(source, offset, memoryview(into), chunk_digests(data), zlib.crc32(data), name), into
+
+
+def test_small_reads_that_lie_close_together_share_a_call() -> None:
+    source = _Reads(NOISE)
+    near, far = 59_800 + 4096, 59_900 + 2 * 4096 + 1
+    places = [*range(0, 60_000, 300), near, far]
+    reads = [_read_of(source, place, 100) for place in places]
+    assert read_requests([request for request, _ in reads], workers=1) == []
+    assert [into for _, into in reads] == [NOISE[place : place + 100] for place in places]
+    assert source.seen == [(0, near + 100), (far, 100)]
+
+
+def test_shared_reads_stay_inside_their_block_and_go_backwards_too() -> None:
+    source = _Reads(NOISE)
+    places = [*range(0, 3 << 20, 50_000), 7, 7]
+    reads = [_read_of(source, place, 50_000) for place in places]
+    assert read_requests([request for request, _ in reads], workers=1) == []
+    assert [into for _, into in reads] == [NOISE[place : place + 50_000] for place in places]
+    assert len(source.seen) == -(-len(places[:-2]) // 20) + 2
+    assert max(size for _, size in source.seen) <= 1 << 20
+
+
+def test_damage_among_reads_that_share_a_call_has_its_name() -> None:
+    reads = [_read_of(MemorySource(NOISE), place, 100, f"t{place}") for place in range(0, 3000, 300)]
+    reads[3][0].chunks, reads[5][0].crc32 = ("0" * 32,), 1
+    damage = read_requests([request for request, _ in reads])
+    assert [(one.name, one.offset, one.expected) for one in damage] == [
+        ("t900", 900, "0" * 32),
+        ("t1500", 1500, "crc32 00000001"),
+    ]
+
+
 def test_verified_bytes(stored: FileSource) -> None:
     checks = [
         Check(stored, 0, len(NOISE), **known(0, len(NOISE), crc=True)),  # type: ignore[arg-type]

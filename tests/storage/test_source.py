@@ -71,15 +71,6 @@ def test_a_part_that_reaches_past_its_source() -> None:
         SubSource(MemorySource(DATA), 1000, 25)
 
 
-def test_several_buffers_at_once(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(DATA * 8)
-    memory = bytearray(len(DATA) * 8)
-    views = [memoryview(memory)[at : at + 3] for at in range(0, len(memory) - 2, 3)]
-    assert len(views) > 2 * 1024  # more than one system call takes
-    open_source(tmp_path / "data").read_vector(0, views)
-    assert memory[: 3 * len(views)] == (DATA * 8)[: 3 * len(views)]
-
-
 def test_a_file_that_is_cut_while_it_is_open(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)

@@ -110,15 +110,16 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
     for leaf in stored:
         users[id(leaf.segment)] = users.get(id(leaf.segment), 0) + 1
     tensors: list[torch.Tensor | None] = [None] * len(stored)
+    blank = _Blank(placement)
     at_once: list[ReadRequest] = []
     through: list[tuple[StoredTensor, torch.Tensor]] = []
     together: dict[int, list[int]] = {}
     for index, leaf in enumerate(stored):
         if users[id(leaf.segment)] == 1 and _fills_segment(leaf) and not placement.by_callable:
-            tensor = tensors[index] = _new_tensor(leaf, placement)
+            tensor = tensors[index] = blank.like(leaf)
             if not leaf.segment.length:
                 continue
-            if tensor.device.type == "cpu" and leaf.live_stride is None and not leaf.segment.swapped:
+            if tensor.is_cpu and leaf.live_stride is None and not leaf.segment.swapped:
                 at_once.append(_whole(leaf.segment, tensor))
             else:
                 through.append((leaf, tensor))
@@ -144,11 +145,23 @@ def _fills_segment(leaf: StoredTensor) -> bool:
     return leaf.offset == 0 and leaf.spec.stride is None and leaf.spec.nbytes == leaf.segment.length
 
 
-def _new_tensor(leaf: StoredTensor, placement: Placement) -> torch.Tensor:
-    device = placement.device(leaf.segment.location)
-    if leaf.live_stride is not None:
-        return torch.empty_strided(leaf.spec.shape, leaf.live_stride, dtype=live_dtype(leaf.spec), device=device)
-    return torch.empty(leaf.spec.shape, dtype=live_dtype(leaf.spec), device=device)
+class _Blank:
+    """Makes tensors in memory that nobody has written; of the many of one kind, the later ones in the first's image."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._made: dict[tuple[TensorSpec, str], torch.Tensor] = {}
+
+    def like(self, leaf: StoredTensor) -> torch.Tensor:
+        kind = leaf.spec, leaf.segment.location
+        made = self._made.get(kind)
+        if made is not None and leaf.live_stride is None:
+            return torch.empty_like(made)
+        device, dtype = self._placement.device(leaf.segment.location), live_dtype(leaf.spec)
+        if leaf.live_stride is not None:
+            return torch.empty_strided(leaf.spec.shape, leaf.live_stride, dtype=dtype, device=device)
+        made = self._made[kind] = torch.empty(leaf.spec.shape, dtype=dtype, device=device)
+        return made
 
 
 def _windows(groups: Iterable[list[StoredTensor]]) -> Iterable[list[list[StoredTensor]]]:

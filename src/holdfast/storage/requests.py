@@ -1,9 +1,9 @@
 """Many reads or writes at once: values that say what goes where, done by a few threads, digested on the way.
 
 Work is cut by bytes, not by tensor: a large tensor becomes several pieces at digest-chunk borders, thousands of small
-ones become one job and, where they are neighbours in the file, one system call. Bytes are digested in blocks of 1 MiB
-right before they are written (or after they are read), while the processor's cache still holds them. Writing,
-reading and hashing let go of the interpreter lock, so threads really run side by side.
+ones become one job and, where they lie close together in the file, one system call for each MiB of them. Bytes are
+digested in blocks of 1 MiB right before they are written (or after they are read), while the processor's cache still
+holds them. Writing, reading and hashing let go of the interpreter lock, so threads really run side by side.
 """
 
 from __future__ import annotations
@@ -11,22 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
+import xxhash
 
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
 from holdfast.storage.output import Feed, Output, write_piece
-from holdfast.storage.source import (
-    VECTOR,
-    ByteSource,
-    FileSource,
-    MemorySource,
-    SubSource,
-    byte_view,
-    check_inside,
-)
+from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
 from holdfast.storage.syscalls import LOCAL, Syscalls
 from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
+
+_SMALL, _GAP = 64 << 10, 4 << 10
+"""Bytes of a piece that is read together with its neighbours, and bytes between two that may be read in vain."""
 
 Memory = bytes | bytearray | memoryview
 _MEMORY = (bytes, bytearray, memoryview)
@@ -185,8 +181,6 @@ def read_requests(requests: Sequence[ReadRequest], *, workers: int | None = None
         CorruptFile: a source has fewer bytes than a request says. Memory may be partly filled.
         StorageError: reading failed.
     """
-    for request in requests:
-        check_inside(request.source.name, request.source.size, request.offset, request.length)
     return _scan(requests, workers, strict=True)
 
 
@@ -269,68 +263,69 @@ class _Scan:
 
     def _plan(self, index: int, item: ReadRequest | Check) -> int:
         """Checks what can be checked without reading; returns how many bytes to read."""
-        self._chunks.append(None)
-        size, length = item.source.size, item.length
+        chunks, size, length = item.chunks, item.source.size, item.length
+        self._chunks.append(chunks)
         if item.offset < 0 or length < 0 or item.offset + length > size:  # before any piece is made of a huge length
+            if self._strict:
+                check_inside(item.source.name, size, item.offset, length)
+            self._chunks[index] = None
             self._report(index, 0, length, f"{length:,} bytes", f"the file ends at byte {size:,}")
             return 0
         count = -(-length // CHUNK)
-        if item.chunks is not None:
-            problem = _unusable(item.chunks, count)
-            if problem:
-                self._report(index, 0, length, *problem)
-            else:
-                self._chunks[index] = item.chunks
+        problem = None if chunks is None else _unusable(chunks, count)
+        if problem:
+            self._chunks[index] = chunks = None
+            self._report(index, 0, length, *problem)
         if item.crc32 is not None:
             self._crcs[index] = [0] * max(1, count)
-        known = self._chunks[index] is not None or item.crc32 is not None
-        return length if known or isinstance(item, ReadRequest) else 0
+        return length if chunks is not None or item.crc32 is not None or isinstance(item, ReadRequest) else 0
 
     def do(self, job: list[Piece]) -> None:
+        """Reads and checks pieces: small ones that lie close together at once, large ones by themselves."""
         with lent_block() as block:
             group: list[Piece] = []
-            room = 0
+            source: ByteSource | None = None
+            begin = end = 0
             for piece in job:
-                if piece[2] > BLOCK:
+                if piece[2] > _SMALL:
                     self._guarded(piece, self._blocks(piece, block))
                     continue
-                if group and (room + piece[2] > BLOCK or len(group) == VECTOR or not self._follows(group[-1], piece)):
-                    self._neighbours(group, block)
-                    group, room = [], 0
+                its, offset = self._place(piece)
+                if its is not source or not 0 <= offset - end <= _GAP or offset + piece[2] - begin > BLOCK:
+                    self._together(group, block, end - begin)
+                    group, source, begin = [], its, offset
                 group.append(piece)
-                room += piece[2]
-            self._neighbours(group, block)
-
-    def _follows(self, before: Piece, piece: Piece) -> bool:
-        source, offset = self._place(before)
-        next_source, next_offset = self._place(piece)
-        return source is next_source and offset + before[2] == next_offset
+                end = offset + piece[2]
+            self._together(group, block, end - begin)
 
     def _place(self, piece: Piece) -> tuple[ByteSource, int]:
         source, offset = self._places[piece[0]]
         return source, offset + piece[1]
 
-    def _neighbours(self, group: list[Piece], block: memoryview) -> None:
-        """Reads small neighbours together; where that fails, one by one, so that the damage has a name."""
-        views: list[memoryview] = []
-        room = 0
-        for index, start, length in group:
-            into = self._into[index]
-            views.append(block[room : room + length] if into is None else into[start : start + length])
-            room += length
-        if not views:
+    def _together(self, group: list[Piece], block: memoryview, size: int) -> None:
+        """Reads small neighbours by way of the block; where that fails, one by one, so that the damage has a name."""
+        if not group:
             return
+        source, begin = self._place(group[0])
         try:
-            source, offset = self._place(group[0])
-            _fill(source, offset, views)
+            source.read_into(begin, block[:size])
         except CorruptFile:
             if self._strict:
                 raise
             for piece in group:
                 self._guarded(piece, self._blocks(piece, block))
-        else:
-            for piece, view in zip(group, views, strict=True):
-                self._compare(piece, (view,))
+            return
+        for piece in group:
+            index, start, length = piece
+            at = self._places[index][1] + start - begin
+            view = block[at : at + length]
+            into, chunks = self._into[index], self._chunks[index]
+            if into is not None:
+                into[start : start + length] = view
+            if index in self._crcs:
+                self._crcs[index][start // CHUNK] = crc32(view)
+            if chunks and xxhash.xxh3_128_hexdigest(view) != chunks[start // CHUNK]:
+                self._compare(piece, (view,))  # damage, or a digest of another form
 
     def _guarded(self, piece: Piece, blocks: Iterable[memoryview]) -> None:
         try:
@@ -375,8 +370,8 @@ class _Scan:
     def result(self) -> list[Damage]:
         for index, values in self._crcs.items():
             item = self._items[index]
-            found = _joined_crc(values, item.length)
-            if found != item.crc32 and self.lengths[index] == item.length:
+            found = _joined_crc(values, item.length) if len(values) > 1 else values[0]
+            if found != item.crc32:
                 self._report(index, 0, item.length, f"crc32 {item.crc32:08x}", f"crc32 {found:08x}")
         return [damage for _, _, damage in sorted(self._damage, key=lambda row: row[:2])]
 
@@ -392,12 +387,3 @@ def _unusable(chunks: Sequence[str], count: int) -> tuple[str, str] | None:
             except CorruptFile as error:
                 return f"a digest of {ALGORITHM} or sha256", str(error)
     return None
-
-
-def _fill(source: ByteSource, offset: int, views: Sequence[memoryview]) -> None:
-    if isinstance(source, FileSource):
-        source.read_vector(offset, views)
-        return
-    for view in views:
-        source.read_into(offset, view)
-        offset += view.nbytes

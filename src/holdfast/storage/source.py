@@ -115,34 +115,23 @@ class FileSource:
     def read(self, offset: int, length: int) -> bytes:
         check_inside(self.name, self._size, offset, length)
         data = bytearray(length)
-        self.read_vector(offset, [memoryview(data)])
+        self.read_into(offset, memoryview(data))
         return bytes(data)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        self.read_vector(offset, [buffer])
-
-    def read_vector(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fills several buffers, in order, with the bytes from ``offset``: one system call for up to 1024 buffers."""
         if self._fd < 0:
             raise ArgumentError(f"`{shown(self.name)}`: read after it was closed", file=self.name)
-        for first in range(0, len(buffers), VECTOR):
-            offset = self._fill(offset, list(buffers[first : first + VECTOR]))
-
-    def _fill(self, offset: int, group: list[memoryview]) -> int:
-        wanted = sum(buffer.nbytes for buffer in group)
-        check_inside(self.name, self._size, offset, wanted)
-        end = offset + wanted
-        while offset < end:
+        check_inside(self.name, self._size, offset, buffer.nbytes)
+        rest = byte_view(buffer)
+        while rest.nbytes:
             try:
-                count = os.preadv(self._fd, group, offset)
+                count = os.preadv(self._fd, [rest], offset)
             except OSError as error:
                 raise self._failed(f"read at byte {offset:,}", error) from error
             if count == 0:  # someone cut the file after it was opened
-                check_inside(self.name, min(offset, os.fstat(self._fd).st_size), offset, end - offset)
+                check_inside(self.name, min(offset, os.fstat(self._fd).st_size), offset, rest.nbytes)
             offset += count
-            if offset < end:
-                group = remainder(group, count)
-        return end
+            rest = rest[count:]
 
     def close(self) -> None:
         self._fd = -1
