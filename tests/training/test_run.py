@@ -129,6 +129,11 @@ def test_keep_deletes_the_rest_after_each_commit(run_dir: Path) -> None:
     assert steps(run_dir) == [10, 20, 25]
 
 
+def test_the_best_stays_also_when_no_rule_says_so(run_dir: Path) -> None:
+    train(run_dir, 4, metrics=[1, 3, 4, 5], best="loss:min", keep="last:1")
+    assert steps(run_dir) == [5, 20]
+
+
 def test_best_builds_a_fresh_copy_in_eval_mode(run_dir: Path) -> None:
     objects = parts()
     with holdfast.Run(run_dir, best="loss:min", **objects) as run:

@@ -18,8 +18,8 @@ from holdfast.objects.loader import LoaderPart
 from holdfast.objects.rng import capture_rng, restore_rng
 from holdfast.policy.report import LoadReport
 from holdfast.runs.checkpoint import Checkpoint
-from holdfast.runs.retention import Rule, parse_keep
-from holdfast.runs.run_file import parse_best
+from holdfast.runs.retention import KeepBest, Rule, parse_keep
+from holdfast.runs.run_file import BestRule, parse_best
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child
 from holdfast.training.folder import Committed, RunFolder
@@ -57,6 +57,7 @@ class Run:
         root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
         best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
+            The best one by ``best`` always stays.
         save: when to commit, ``"1ep"``, ``"500step 15min signal"``; whichever comes first. With ``signal``, SIGTERM,
             SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in evaluation at
             once, inside an item at its end. A second SIGINT stops at once.
@@ -101,7 +102,7 @@ class Run:
         self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
         self._watch = SignalWatch(self._on_signal) if "signal" in words else None
         rule = None if best is None else parse_best(best)
-        rules = parse_keep(keep, best=rule) if isinstance(keep, str) else list(keep or ())
+        rules = _with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
         texts = {"best": best, "keep": keep if isinstance(keep, str | None) else str(list(keep)), "save": save}
         self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
         self._args = args
@@ -419,6 +420,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.path!r}, {self.position})"
+
+
+def _with_best(rules: Sequence[Rule], best: BestRule | None) -> list[Rule]:
+    """Retention rules that never let the best checkpoint go: a run that names a best one means to have it."""
+    kept = [one for one in rules if isinstance(one, KeepBest) and best is not None and one.metric == best.metric]
+    if not rules or best is None or kept:
+        return list(rules)
+    return [*rules, KeepBest(best.metric, best.mode)]
 
 
 def _check_names(objects: Mapping[str, Any]) -> None:

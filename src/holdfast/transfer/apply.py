@@ -17,6 +17,7 @@ from holdfast.objects.module import ModulePart, swap_tensors
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check
+from holdfast.policy.names import without_wrappers
 from holdfast.policy.policies import Warm
 from holdfast.serialization.memory import bump_versions
 from holdfast.serialization.reading import count_lost, fill, live_dtype, read_tree
@@ -104,7 +105,11 @@ def _load_module(plan: ObjectPlan, part: ModulePart, state: Any, file: str) -> N
     missing, unexpected = part.load(state, strict=not warm)
     report, live = plan.report, part.targets()
     for name in [name for name in report.missing if name not in missing]:
-        given = [old for old in report.unexpected if old not in unexpected and _equals(state, old, live[name])]
+        given = [
+            old
+            for old in report.unexpected
+            if not {old, without_wrappers(old)} & set(unexpected) and _equals(state, old, live[name])
+        ]
         if len(given) == 1:
             report.renamed[name] = given[0]
     loaded = [name for name in live if name not in missing]
@@ -116,7 +121,7 @@ def _load_module(plan: ObjectPlan, part: ModulePart, state: Any, file: str) -> N
 
 
 def _equals(state: Any, name: str, tensor: torch.Tensor) -> bool:
-    value = state.get(name)
+    value = state.get(name, state.get(without_wrappers(name)))
     return isinstance(value, torch.Tensor) and value.shape == tensor.shape and torch.equal(value.to(tensor), tensor)
 
 

@@ -59,7 +59,7 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     matched = match(specs, live, policy, aliases=tied)
     size = sum(tensor.numel() for tensor in targets.values())
     odd = [key for key, leaf in stored.items() if leaf is None]
-    if part.has_own_loader() or odd:
+    if part.has_own_loader() or odd or _is_old_norm(matched.report):
         _refuse_narrowing(matched.report, policy, file, name)
         wanted = _renamed(tree, list(live), policy, {item.name for item in matched.report.mismatched})
         return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy, size=size)
@@ -73,6 +73,12 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     return ObjectPlan(
         name, part, matched.report, reads=_one_writer(reads, tied), checked=matched.checked, policy=policy, size=size
     )
+
+
+def _is_old_norm(report: LoadReport) -> bool:
+    """Whether only the counters are missing that batch norm has had since torch 0.4: torch.nn itself fills them in."""
+    counters = all(name.rpartition(".")[2] == "num_batches_tracked" for name in report.missing)
+    return bool(report.missing) and counters and not report.mismatched
 
 
 def _refuse_narrowing(report: LoadReport, policy: Policy, file: str, name: str) -> None:
