@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,9 @@ def _plain(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_g
         raise UnsupportedValue(
             f"`{dotted(path)}`: nested tensors can't be stored yet; store unbind()", path=dotted(path)
         )
-    return _strided(tensor.resolve_conj().resolve_neg(), path, pending, requires_grad)
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return _strided(tensor, path, pending, requires_grad)
 
 
 def _dtype_name(tensor: torch.Tensor, path: Path) -> str:
@@ -118,13 +121,19 @@ def _dtype_name(tensor: torch.Tensor, path: Path) -> str:
 
 
 def _strided(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_grad: bool = False) -> StoredTensor:
-    shape, stride = tuple(tensor.shape), None
+    shape, stride = tensor.shape, None
     if not tensor.is_contiguous() or (1 in shape and tensor.stride() != contiguous_stride(shape)):
         stride = tensor.stride()
-    spec = TensorSpec(_dtype_name(tensor, path), shape, stride)
+    spec = _spec(DTYPE_NAMES.get(tensor.dtype) or _dtype_name(tensor, path), shape, stride)
     leaf = StoredTensor(spec, _NO_SEGMENT, 0, requires_grad)
     pending.append(_Pending(leaf, tensor, path))
     return leaf
+
+
+@functools.lru_cache(maxsize=1024)
+def _spec(dtype: str, shape: torch.Size, stride: tuple[int, ...] | None) -> TensorSpec:
+    """A spec; models repeat few of them."""
+    return TensorSpec(dtype, tuple(shape), stride)
 
 
 def _sparse(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
@@ -163,13 +172,17 @@ def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str])
     """Gives every leaf its segment; leaves whose bytes overlap in memory get the same one."""
     storages: dict[tuple[torch.device, int], list[_Pending]] = {}
     for item in pending:
-        if item.tensor.numel():
-            key = (item.tensor.device, item.tensor.untyped_storage().data_ptr())
+        tensor = item.tensor
+        if 0 not in item.leaf.spec.shape:
+            key = (tensor.device, tensor.untyped_storage().data_ptr())
             storages.setdefault(key, []).append(item)
         else:
             item.leaf.spec = TensorSpec(item.leaf.spec.dtype, item.leaf.spec.shape)
-            item.leaf.segment = Segment(_EMPTY, 0, 0, location=_location(item.tensor))
+            item.leaf.segment = Segment(_EMPTY, 0, 0, location=_location(tensor.device))
     for members in storages.values():
+        if len(members) == 1 and members[0].leaf.spec.stride is None and members[0].tensor.is_cpu:
+            members[0].leaf.segment = _memory_segment(members[0].tensor, 0, members[0].tensor.nbytes)
+            continue
         for cluster in [members] if len(members) == 1 else _clusters(members, notes):
             if len(cluster) == 1 or all(_same_view(cluster[0].tensor, item.tensor) for item in cluster[1:]):
                 _assign_one(cluster, row_major)
@@ -247,7 +260,7 @@ def _assign_shared(cluster: list[_Pending]) -> None:
         raw = torch.empty(0, dtype=torch.uint8, device=tensor.device)
         raw.set_(tensor.untyped_storage(), low, (high - low,), (1,))
         segment = _copied_segment(raw)
-        segment.location = _location(tensor)
+        segment.location = _location(tensor.device)
     for item, (begin, _) in zip(cluster, bounds, strict=True):
         item.leaf.segment, item.leaf.offset = segment, begin - low
         if item.leaf.spec.stride is None:
@@ -257,12 +270,12 @@ def _assign_shared(cluster: list[_Pending]) -> None:
 
 
 def _memory_segment(tensor: torch.Tensor, start: int, length: int) -> Segment:
-    return Segment(TensorMemory(tensor, start, length), 0, length, location=_location(tensor))
+    return Segment(TensorMemory(tensor, start, length), 0, length, location=_location(tensor.device))
 
 
 def _copied_segment(tensor: torch.Tensor) -> Segment:
     source = TensorSource(tensor)
-    return Segment(source, 0, source.size, location=_location(tensor))
+    return Segment(source, 0, source.size, location=_location(tensor.device))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -276,6 +289,6 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _location(tensor: torch.Tensor) -> str:
-    device = tensor.device
+@functools.cache
+def _location(device: torch.device) -> str:
     return device.type if device.index is None else f"{device.type}:{device.index}"

@@ -40,7 +40,8 @@ class TensorMemory(MemorySource):
     """The bytes of a CPU tensor where they lie, from ``start`` (bytes after its first element). Keeps it alive."""
 
     def __init__(self, tensor: torch.Tensor, start: int, length: int) -> None:
-        super().__init__(view_memory(tensor.data_ptr() + start, length))
+        self.name = "memory"
+        self.view = view_memory(tensor.data_ptr() + start, length)
         self._tensor = tensor
 
 
