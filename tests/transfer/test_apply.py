@@ -179,15 +179,15 @@ def test_one_bad_byte_in_any_tensor_changes_nothing(file: Path) -> None:
 def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """Lets the disk fail at the n-th read of tensors after ``left`` was set."""
     state = {"left": -1}
-    real = FileSource.read_vector
+    real = FileSource.read_into
 
-    def read_vector(self: FileSource, offset: int, buffers: Any) -> None:
+    def read_into(self: FileSource, offset: int, buffer: memoryview) -> None:
         if state["left"] == 0:
             raise StorageError(f"`{self.name}`: can't be read at byte {offset}: Input/output error", file=self.name)
         state["left"] -= 1
-        real(self, offset, buffers)
+        real(self, offset, buffer)
 
-    monkeypatch.setattr(FileSource, "read_vector", read_vector)
+    monkeypatch.setattr(FileSource, "read_into", read_into)
     yield state
     state["left"] = -1
 
