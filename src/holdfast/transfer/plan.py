@@ -58,11 +58,12 @@ def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: s
     tied = aliases(targets)
     matched = match(specs, live, policy, aliases=tied)
     size = sum(tensor.numel() for tensor in targets.values())
-    odd = [key for key, leaf in stored.items() if leaf is None]
-    if part.has_own_loader() or odd or _is_old_norm(matched.report):
+    odd = policy_names([key for key, leaf in stored.items() if leaf is None], policy)
+    if part.has_own_loader() or align(odd.values(), live) or _is_old_norm(matched.report):
         _refuse_narrowing(matched.report, policy, file, name)
         wanted = _renamed(tree, list(live), policy, {item.name for item in matched.report.mismatched})
         return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy, size=size)
+    matched.report.unexpected += odd  # what is no tensor and no tensor of the object: packed parameters of int8 layers
     check(matched.report, policy, file, name)
     _refuse_unwritable({key: targets[key] for key in matched.pairs}, file, name)
     reads = {
