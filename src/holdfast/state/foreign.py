@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,23 @@ def _lift_dtype(code: Any) -> Any:
     dtype = numpy.dtype(code)
     _check_numpy_dtype(dtype)
     return dtype
+
+
+def scalar_text(payload: Any) -> str | None:
+    """A numpy scalar of a file as text, without numpy; None for dtypes that only numpy can read."""
+    try:
+        code = _STRUCT_CODES[payload["dtype"][1:]]
+        (value,) = struct.unpack(payload["dtype"][0].replace("|", "<") + code, payload["data"])
+    except (KeyError, TypeError, IndexError, struct.error):
+        return None
+    return repr(value)
+
+
+_STRUCT_CODES = {
+    **{"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"},
+    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+}
+"""numpy's dtype codes, without the byte order, as struct has them."""
 
 
 def _lower_array(value: Any) -> dict[str, Any]:

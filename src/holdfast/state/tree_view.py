@@ -8,6 +8,7 @@ import msgspec
 
 from holdfast.spec import Path
 from holdfast.state.flatten import seen_parts
+from holdfast.state.foreign import scalar_text
 from holdfast.state.paths import dotted
 from holdfast.state.values import ATOMS, Opaque, Tree, Typed
 
@@ -159,6 +160,8 @@ def _value_text(node: Tree) -> str | None:
     cls = type(node)
     if cls in ATOMS:
         return _shortened(repr(node), _LONG)
+    if cls is Typed and node.kind == "numpy.scalar":
+        return scalar_text(node.payload)
     if cls is Typed and type(node.payload) is not dict:
         inside = _value_text(node.payload)
         return inside if inside is None or node.kind == "tuple" else f"{node.kind}({inside})"
