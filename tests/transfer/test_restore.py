@@ -263,13 +263,6 @@ def test_a_model_without_tensors(tmp_path: Path) -> None:
         assert report.loaded == []
 
 
-def test_old_batch_norm_without_its_counter(saved: nn.Module, live: nn.Module, tmp_path: Path) -> None:
-    state = OrderedDict((name, value) for name, value in saved.state_dict().items() if "num_batches" not in name)
-    torch.save(state, tmp_path / "f.pt")
-    with pytest.raises(MismatchError, match=r"does not fit `model`, nothing was changed: the file lacks `1.num"):
-        holdfast.restore(tmp_path / "f.pt", model=live)
-
-
 class Hooked(nn.Module):
     """Renames the name of an older version while loading, as many real models do."""
 
