@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Iterator
 
 from holdfast.errors import NotFound, UnknownFormat
-from holdfast.formats import dcp, legacy, npz, safetensors, tar, zips
+from holdfast.formats import safetensors
 from holdfast.formats.base import Container, Format
 from holdfast.formats.index import SUFFIX, find, open_index
 from holdfast.state.paths import printable
@@ -16,8 +17,22 @@ from holdfast.storage.source import ByteSource, FileSource
 HEAD = 4096
 """Bytes that are looked at."""
 
-FORMATS: tuple[Format, ...] = (npz, zips, safetensors, legacy, tar)
-"""What can be opened, in the order in which it is tried."""
+
+def _formats() -> Iterator[Format]:
+    """What can be opened, in the order in which it is tried.
+
+    Each is imported when those before it did not know the file: importing all takes as long as inspecting a small one.
+    """
+    yield safetensors
+    from holdfast.formats import zips
+
+    yield zips
+    from holdfast.formats import legacy
+
+    yield legacy
+    from holdfast.formats import tar
+
+    yield tar
 
 
 def open_path(path: str | os.PathLike[str]) -> Container:
@@ -32,6 +47,8 @@ def open_path(path: str | os.PathLike[str]) -> Container:
     """
     name = os.fspath(path)
     if os.path.isdir(name):
+        from holdfast.formats import dcp
+
         if dcp.is_folder(os.listdir(name)):
             return dcp.open_folder(name)
         name = find(name)
@@ -59,7 +76,7 @@ def open_container(source: ByteSource, file: str) -> Container:
         FormatError: the format is known, and the file is damaged or refused.
     """
     head = source.read(0, min(source.size, HEAD))
-    for known in FORMATS:
+    for known in _formats():
         if known.sniff(head):
             return known.open(source, file)
     what, advice = identify(head)

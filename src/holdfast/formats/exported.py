@@ -16,7 +16,7 @@ import msgspec
 
 from holdfast.errors import CorruptFile, UnknownFormat
 from holdfast.formats import torchzip
-from holdfast.formats.archive import LOCAL, LOCAL_MARK, Archive
+from holdfast.formats.archive import Archive
 from holdfast.formats.base import Container, Document, Segment
 from holdfast.formats.tensors import TensorPlacer
 from holdfast.spec import BY_EXPORT
@@ -60,19 +60,6 @@ class _Config(msgspec.Struct):
     """Every tensor of a part, by name."""
 
     config: dict[str, _Entry]
-
-
-def fits(archive: Archive) -> bool:
-    """Whether an archive is one of ``torch.export``."""
-    return "archive_format" in archive.records or _OLD_PARTS[0] in archive.records
-
-
-def sniff_old(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is an archive of before 2.8, which has no folder around its files."""
-    if not head.startswith(LOCAL_MARK) or len(head) < LOCAL.size:
-        return False
-    length = LOCAL.unpack_from(head)[-2]
-    return head[LOCAL.size : LOCAL.size + length].startswith(b"serialized_")
 
 
 class Exported(Container):

@@ -21,13 +21,14 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile, RefusedFile, UnknownFormat, UnsupportedValue
-from holdfast.formats.archive import LOCAL, LOCAL_MARK, Archive
+from holdfast.formats.archive import Archive
 from holdfast.formats.arrays import CODE, itemsize, numpy_code, row_major, torch_dtype
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.lost import listed
 from holdfast.formats.npz_names import Array, arrays_of
 from holdfast.formats.packing import tensor_bytes
 from holdfast.formats.tensors import TensorPlacer
+from holdfast.formats.zips import first_name
 from holdfast.formats.zipwriter import directory, directory_size, plan
 from holdfast.spec import contiguous_stride
 from holdfast.state.values import Tree, Typed
@@ -58,10 +59,7 @@ _FIELD = re.compile(
 
 def sniff(head: bytes) -> bool:
     """Whether a file that begins with ``head`` is a zip whose first record is a ``.npy``."""
-    if not head.startswith(LOCAL_MARK) or len(head) < LOCAL.size:
-        return False
-    length = LOCAL.unpack_from(head)[-2]
-    return head[LOCAL.size : LOCAL.size + length].endswith(b".npy")
+    return first_name(head).endswith(b".npy")
 
 
 def open(source: ByteSource, file: str) -> Npz:  # noqa: A001 - a Format's verb

@@ -50,11 +50,6 @@ class _Class(msgspec.Struct):
     tensors: list[str] = []
 
 
-def fits(archive: Archive) -> bool:
-    """Whether a torch archive is one of TorchScript."""
-    return "constants.pkl" in archive.records or any(name.startswith("code/") for name in archive.records)
-
-
 class TorchScript(Container):
     """An opened TorchScript archive, of which the weights are read."""
 
