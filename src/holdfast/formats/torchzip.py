@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import xxhash
 
 from holdfast.errors import CorruptFile, UnknownFormat, UnsupportedValue
 from holdfast.formats.archive import Archive
@@ -24,7 +25,7 @@ from holdfast.spec import CHUNK
 from holdfast.state.encoding import from_json, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFile
-from holdfast.storage.digest import chunk_digests, crc32, digest_bytes
+from holdfast.storage.digest import crc32, digest_bytes
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, shown
 
@@ -154,7 +155,7 @@ class TorchZip(Container):
             source, start = self._archive.place(name)
             segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=self._swapped)
             if self._own is not None and name.startswith("data/"):
-                number = int(name[5:])
+                number = _number(name)
                 segment.location = self._locations.get(number, "cpu")
                 segment.chunks = _split(self._own.digests[number])
             self._segments[name] = segment
@@ -236,6 +237,11 @@ def _read_own(archive: Archive, pickle: bytes) -> _Own:
                 file=file,
             )
     return own
+
+
+def _number(name: str) -> int:
+    """Which storage a record is: 5 for ``data/5``."""
+    return int(name[5:])
 
 
 def _split(digests: str) -> tuple[str, ...]:
@@ -331,8 +337,8 @@ def _own_record(document: Document, emitted: Sequence[Segment], pickle: bytes) -
 def _sealed(own: _Own) -> bytes:
     """The bytes of our record, with its digest; digests are all of one length, so its length stays the same."""
     own.digest = ""
-    own.digest = digest_bytes(msgspec.json.encode(own))
-    return msgspec.json.encode(own)
+    data = msgspec.json.encode(own)
+    return data[: -len(_OPEN_DIGEST)] + _seal(digest_bytes(data))
 
 
 def _written_order(segments: Sequence[Segment]) -> bytes:
@@ -355,7 +361,6 @@ class _Writing:
         self._planned = planned
         self._at = 0
         self._block: list[bytes] = []
-        self._size = 0
 
     def run(self, contents: Mapping[str, bytes | Segment]) -> None:
         """Writes everything; digests and checksums are taken on the way."""
@@ -364,15 +369,17 @@ class _Writing:
         for name, content in contents.items():
             record = self._planned[name]
             if isinstance(content, Segment) and content.length > _SMALL:
-                self._add(record.head())
+                self._block.append(record.head())
                 self._flush(record.start + record.size)
-                self._add(record.tail())
+                self._block.append(record.tail())
             else:
                 data = self._bytes(name, content, done)
                 record.crc = crc32(data)
-                self._add(record.head(), data, record.tail())
+                self._block += (record.head(), data, record.tail())
+                if record.end - self._at > _BLOCK:
+                    self._flush(record.end)
             done.append(record)
-        self._add(directory(done))
+        self._block.append(directory(done))
         self._flush(0)
 
     def _large(self, contents: Mapping[str, bytes | Segment]) -> None:
@@ -383,29 +390,19 @@ class _Writing:
         ]
         for name, written in zip(parts, self._staged.write(requests, crc=True), strict=True):
             self._planned[name].crc = written.crc32 or 0
-            self._keep(name, written.chunks)
+            self._own.digests[_number(name)] = "".join(written.chunks)
 
     def _bytes(self, name: str, content: bytes | Segment, before: Sequence[Planned]) -> bytes:
         """The bytes of a record; two of them can only be known after those before."""
         if isinstance(content, Segment):
             data = content.source.read(content.offset, content.length)
-            self._keep(name, chunk_digests(data))
+            self._own.digests[_number(name)] = xxhash.xxh3_128_hexdigest(data) if data else ""  # one chunk: it is small
             return data
         if name == _RECORD:
             return _sealed(self._own)
         return serialization_id(before) if name == ".data/serialization_id" else content
 
-    def _keep(self, name: str, chunks: Sequence[str]) -> None:
-        """Puts the digests of a storage into our record."""
-        self._own.digests[int(name.removeprefix("data/"))] = "".join(chunks)
-
-    def _add(self, *pieces: bytes) -> None:
-        self._block.extend(pieces)
-        self._size += sum(map(len, pieces))
-        if self._size > _BLOCK:
-            self._flush(self._at + self._size)
-
     def _flush(self, next_at: int) -> None:
         """Writes what has gathered; what comes next goes to ``next_at``."""
         self._staged.write([WriteRequest(self._at, b"".join(self._block))], digest=False)
-        self._at, self._block, self._size = next_at, [], 0
+        self._at, self._block = next_at, []

@@ -66,10 +66,8 @@ class Planned(msgspec.Struct):
     def head(self) -> bytes:
         """The local header, padded so that the bytes begin at a multiple of the alignment."""
         wide = self.wide(packed=0)
-        padding = _padding(self.start - self.header - LOCAL.size - len(self.name) - len(wide) - 4)
-        extra_size = len(wide) + len(padding)
-        local = LOCAL.pack(LOCAL_MARK, 0, self._flags, 0, 0, 0, 0, 0, 0, len(self.name), extra_size)
-        return b"".join((local, self.name, wide, padding))
+        local, padding = _around_name(self._flags, len(self.name), len(wide), self.start - self.header)
+        return local + self.name + wide + padding
 
     def tail(self) -> bytes:
         """The descriptor after the bytes; empty records have none."""
@@ -103,9 +101,14 @@ class Planned(msgspec.Struct):
 
 
 @functools.lru_cache(maxsize=1024)
-def _padding(count: int) -> bytes:
-    """An extra field of ``count`` bytes that mean nothing."""
-    return b"FB" + struct.pack("<H", count) + b"Z" * count
+def _around_name(flags: int, name_size: int, wide_size: int, room: int) -> tuple[bytes, bytes]:
+    """A local header of ``room`` bytes, up to the name and after the zip64 field: many records have the same ones.
+
+    What is left is an extra field of bytes that mean nothing.
+    """
+    count = room - LOCAL.size - name_size - wide_size - 4
+    local = LOCAL.pack(LOCAL_MARK, 0, flags, 0, 0, 0, 0, 0, 0, name_size, wide_size + 4 + count)
+    return local, b"FB" + struct.pack("<H", count) + b"Z" * count
 
 
 def plan(records: Sequence[tuple[str, int]], top: str, *, alignment: int = ALIGNMENT) -> list[Planned]:
