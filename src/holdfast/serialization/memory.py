@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,9 @@ _from_memory: Any = ctypes.pythonapi.PyMemoryView_FromMemory
 _from_memory.restype = ctypes.py_object
 _from_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _WRITABLE = 0x200  # PyBUF_WRITE
+_bytes_at: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
+_bytes_at.restype = ctypes.py_object
+_bytes_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 
 BLOCK = 8 * 1024 * 1024
 """Bytes that go through CPU memory at a time when a tensor does not lie there row-major."""
@@ -41,8 +45,22 @@ class TensorMemory(MemorySource):
 
     def __init__(self, tensor: torch.Tensor, start: int, length: int) -> None:
         self.name = "memory"
-        self.view = view_memory(tensor.data_ptr() + start, length)
         self._tensor = tensor
+        self._address = tensor.data_ptr() + start
+        self._length = length
+
+    @functools.cached_property
+    def view(self) -> memoryview:  # type: ignore[override]  # made when asked for: a small tensor is copied out instead
+        return view_memory(self._address, self._length)
+
+    @property
+    def size(self) -> int:
+        return self._length
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self._length, offset, length)
+        copied: bytes = _bytes_at(self._address + offset, length)
+        return copied
 
 
 class TensorSource:
