@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from holdfast.runs.retention import Pinned as Pinned
     from holdfast.state.values import Opaque as Opaque
     from holdfast.state.values import Record as Record
-    from holdfast.training.run import Position as Position
+    from holdfast.training.resuming import Position as Position
     from holdfast.training.run import Run as Run
 
 __version__ = "0.1.0.dev0"
@@ -60,7 +60,7 @@ _HOME = {
     "Pinned": "runs.retention",
     "Opaque": "state.values",
     "Record": "state.values",
-    "Position": "training.run",
+    "Position": "training.resuming",
     "Run": "training.run",
     "compat": "compat",
     "surgery": "surgery",

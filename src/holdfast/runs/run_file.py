@@ -76,6 +76,7 @@ class RunFile(msgspec.Struct, frozen=True):
         keep: the retention rules, as text.
         save: the save rules, as text.
         uncommitted: metrics of epochs without a checkpoint, oldest first.
+        branch: the step that the run last went back to, -1 for its beginning; None when it never did.
     """
 
     run: str
@@ -84,6 +85,7 @@ class RunFile(msgspec.Struct, frozen=True):
     keep: str | None = None
     save: str | None = None
     uncommitted: tuple[EpochMetrics, ...] = ()
+    branch: int | None = None
 
 
 class _Line(msgspec.Struct):
@@ -100,6 +102,7 @@ class _Wire(msgspec.Struct):
     keep: str | None
     save: str | None
     uncommitted: list[_Line]
+    branch: int | None = None
 
 
 def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
@@ -109,7 +112,9 @@ def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
         StorageError: the disk is full or failed; the old file is intact then.
     """
     lines = [_Line(line.step, line.epoch, metrics_to_json(line.metrics)) for line in run.uncommitted]
-    wire = _Wire(VERSION, run.run, run.created.astimezone(datetime.UTC), run.best, run.keep, run.save, lines)
+    wire = _Wire(
+        VERSION, run.run, run.created.astimezone(datetime.UTC), run.best, run.keep, run.save, lines, run.branch
+    )
     data = msgspec.json.format(msgspec.json.encode(wire), indent=2)
     write_bytes(os.path.join(os.fspath(root), RUN_FILE), data + b"\n")
 

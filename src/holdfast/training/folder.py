@@ -18,7 +18,7 @@ from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoi
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.moves import prune, quarantine
+from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
 from holdfast.storage.atomic import StagedFolder, make_folders, sweep
@@ -104,6 +104,18 @@ class RunFolder:
                 self.set_aside(one.step, str(reason))
                 continue
             yield checkpoint
+
+    def branch_to(self, step: int) -> bool:
+        """Goes back to ``step``: later steps move to ``superseded/``. False when the run did so before.
+
+        run.json remembers it, so that a program that is started again with the same words goes on from its new steps.
+        """
+        if self.run.branch == step:
+            return False
+        supersede(self.root, step)
+        self.run = msgspec.structs.replace(self.run, branch=step)
+        write_run_file(self.root, self.run)
+        return True
 
     def set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint to ``quarantine/`` with its reason."""

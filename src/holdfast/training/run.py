@@ -6,48 +6,27 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import torch
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
-from holdfast.formats.base import Document
+from holdfast.errors import ArgumentError, MissingPart
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.loader import LoaderPart
 from holdfast.objects.rng import capture_rng, restore_rng
-from holdfast.policy.report import LoadReport
-from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.retention import KeepBest, Rule, parse_keep
 from holdfast.runs.run_file import BestRule, parse_best
-from holdfast.serialization.reading import read_tree
-from holdfast.state.flatten import child
 from holdfast.training.folder import Committed, RunFolder
+from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
 from holdfast.training.signals import SignalWatch
 from holdfast.training.triggers import is_due, parse_save
-from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import document_of
 
 log = logging.getLogger("holdfast")
 
-_OWN = ("rng", "loader", "args")
-"""Parts of a checkpoint that the run itself writes."""
-_LATER = ("background", "resume", "start_from")
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Where a run goes on.
-
-    Attributes:
-        epoch: the epoch to go on with, from 0.
-        step: items of the loader done since the run began.
-        batch: items of that epoch that are done already.
-    """
-
-    epoch: int
-    step: int
-    batch: int
+_LATER = ("background",)
+"""Words that are kept for what a later version does."""
 
 
 class Run:
@@ -64,6 +43,10 @@ class Run:
         args: plain data to record: an argparse.Namespace, a dict, a dataclass.
         loader: the data loader whose place is part of a commit; by default the one first given to ``batches``.
         rng: whether random states are part of a commit.
+        resume: where to go on: ``"last"``; a reference such as ``"@step=1000"`` or ``"@best"``, whose later steps
+            move to ``superseded/``; or False for a fresh start, which moves all of them. A restart of the same program
+            goes on from what was committed since, it does not go back again.
+        start_from: a file, reference or run whose weights the modules of a fresh run begin with.
         **objects: modules, optimizers, schedulers, scalers and everything else with ``state_dict``, by name.
 
     Raises:
@@ -92,6 +75,8 @@ class Run:
         args: Any = None,
         loader: Iterable[Any] | None = None,
         rng: bool = True,
+        resume: str | Literal[False] = "last",
+        start_from: Any = None,
         **objects: Any,
     ) -> None:
         _check_names(objects)
@@ -106,7 +91,7 @@ class Run:
         texts = {"best": best, "keep": keep if isinstance(keep, str | None) else str(list(keep)), "save": save}
         self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
         self._args = args
-        self._keeps_rng = rng
+        self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
         self._epoch = self._step = self._batch = 0
         self._resumed: Position | None = None
@@ -138,7 +123,7 @@ class Run:
         return Position(self._epoch, self._step, self._batch)
 
     def resume(self) -> Position | None:
-        """Restores the newest good checkpoint into the run's objects; ``epochs`` calls it by itself.
+        """Restores the checkpoint that ``resume=`` means into the run's objects; ``epochs`` calls it by itself.
 
         A damaged checkpoint is set aside in ``quarantine/`` with its reason, and the one before it is used.
 
@@ -151,54 +136,18 @@ class Run:
         """
         if self._looked:
             return self._resumed
-        damaged = 0
-        for checkpoint in self._folder.candidates():
-            with checkpoint:
-                try:
-                    self._restore(checkpoint)
-                except FormatError as reason:
-                    self._folder.set_aside(checkpoint.manifest.step, str(reason))
-                    damaged += 1
-                    continue
-            self._looked = True
-            return self._resumed
-        if damaged or self._folder.has_quarantined():
-            raise CorruptFile(
-                f"`{self.path}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one "
-                "back from a copy, or start in another folder",
-                file=self.path,
-            )
-        self._looked = True
-        return None
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        manifest, document = checkpoint.manifest, checkpoint.document()
-        file = checkpoint.file
-        rng = self._read_own(document, "rng", file) if self._keeps_rng else None
-        loader = self._read_own(document, "loader", file)
-        try:
-            report = restore_objects(document, file, self._objects, RestoreOptions()) if self._objects else LoadReport()
-        except MissingPart as reason:
-            raise MissingPart(
-                f"{reason} The run's checkpoints were saved without it: leave it out, or use a new folder", file=file
-            ) from None
-        for name in report.unused:
-            if name not in _OWN:
-                log.warning(
-                    "run %s: step %d holds `%s`, which the program does not give", self.path, manifest.step, name
-                )
-        self._epoch, self._step, self._batch = manifest.epoch or 0, manifest.step, manifest.batch or 0
-        self._asked_at = self._step
-        self._resumed = self._saved_at = self.position
-        self._loader_state, self._rng_state = loader, rng
-        if rng is not None:
-            for note in restore_rng(rng, file):
+        found = resume_run(self._folder, self._objects, self._resume, rng=self._keeps_rng)
+        if found is not None:
+            self._epoch, self._step, self._batch = found.position.epoch, found.position.step, found.position.batch
+            self._asked_at = self._step
+            self._resumed = self._saved_at = self.position
+            self._loader_state, self._rng_state = found.loader, found.rng
+            for note in restore_rng(found.rng, self.path) if found.rng is not None else ():
                 log.warning("run %s: %s", self.path, note)
-
-    def _read_own(self, document: Document, name: str, file: str) -> dict[str, Any] | None:
-        tree = child(document.tree, name)
-        state: dict[str, Any] | None = None if tree is None else read_tree(tree, file)
-        return state
+        elif self._start_from is not None:
+            take_weights(self._start_from, self._objects, self.path)
+        self._looked = True
+        return self._resumed
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -434,7 +383,7 @@ def _check_names(objects: Mapping[str, Any]) -> None:
     for name in objects:
         if name in _LATER:
             raise ArgumentError(f"{name}= is not in this version; leave it out")
-        if name in _OWN:
+        if name in OWN_PARTS:
             raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
 
 

@@ -1,0 +1,143 @@
+"""Where a run goes on: the newest good checkpoint, an earlier one, or another file's weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
+from holdfast.formats.base import Document
+from holdfast.policy.report import LoadReport
+from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
+from holdfast.runs.layout import parse_step
+from holdfast.runs.reference import locate
+from holdfast.serialization.reading import read_tree
+from holdfast.state.flatten import child
+from holdfast.training.folder import RunFolder
+from holdfast.transfer.opened import opened_document
+from holdfast.transfer.restore import RestoreOptions, restore_objects
+
+log = logging.getLogger("holdfast")
+
+OWN_PARTS = ("rng", "loader", "args")
+"""Parts of a checkpoint that the run itself writes."""
+FRESH = -1
+"""The step before all steps: a run that is told to begin anew goes back to it."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a run goes on.
+
+    Attributes:
+        epoch: the epoch to go on with, from 0.
+        step: items of the loader done since the run began.
+        batch: items of that epoch that are done already.
+    """
+
+    epoch: int
+    step: int
+    batch: int
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """What was restored beside the objects.
+
+    Attributes:
+        position: where training goes on.
+        rng: the random state of the save, or None.
+        loader: the loader's place, or None.
+    """
+
+    position: Position
+    rng: dict[str, Any] | None
+    loader: dict[str, Any] | None
+
+
+def resume_run(folder: RunFolder, objects: Mapping[str, Any], how: str | bool, *, rng: bool) -> Resumed | None:
+    """Restores the checkpoint that ``how`` means; see ``Run``. None when there is nothing to go on from."""
+    if how != "last":
+        step = FRESH if how is False else _step_of(folder, str(how))
+        if folder.branch_to(step):
+            log.warning("run %s: goes back to %s; what came later is in superseded/", folder.root, _told(step))
+    return _newest(folder, objects, rng)
+
+
+def _told(step: int) -> str:
+    return "the beginning" if step == FRESH else f"step {step}"
+
+
+def _step_of(folder: RunFolder, reference: str) -> int:
+    """The step of this run that a reference means: ``@step=1000``, ``@best``, or with the run's folder before it."""
+    found = locate(f"{folder.root}{reference}" if reference.startswith("@") else reference)
+    if found is None or not os.path.samefile(os.path.dirname(os.path.abspath(found)), folder.root):
+        raise ArgumentError(
+            f"`{folder.root}`: resume={reference!r} is no checkpoint of this run: write resume='@step=1000', or "
+            "start_from= to begin a run with another's weights",
+            file=folder.root,
+        )
+    step = parse_step(os.path.basename(found))
+    with open_checkpoint(found):  # a damaged one is refused before anything moves
+        return FRESH if step is None else step
+
+
+def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed | None:
+    damaged = 0
+    for checkpoint in folder.candidates():
+        with checkpoint:
+            try:
+                return _restore(checkpoint, folder.root, objects, rng)
+            except FormatError as reason:
+                folder.set_aside(checkpoint.manifest.step, str(reason))
+                damaged += 1
+    if damaged or folder.has_quarantined():
+        raise CorruptFile(
+            f"`{folder.root}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one back "
+            "from a copy, or start in another folder",
+            file=folder.root,
+        )
+    return None
+
+
+def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng: bool) -> Resumed:
+    manifest, document = checkpoint.manifest, checkpoint.document()
+    file = checkpoint.file
+    random_state = _own(document, "rng", file) if rng else None
+    loader = _own(document, "loader", file)
+    try:
+        report = restore_objects(document, file, objects, RestoreOptions()) if objects else LoadReport()
+    except MissingPart as reason:
+        raise MissingPart(
+            f"{reason} The run's checkpoints were saved without it: leave it out, or use a new folder", file=file
+        ) from None
+    for name in report.unused:
+        if name not in OWN_PARTS:
+            log.warning("run %s: step %d holds `%s`, which the program does not give", root, manifest.step, name)
+    position = Position(manifest.epoch or 0, manifest.step, manifest.batch or 0)
+    return Resumed(position, random_state, loader)
+
+
+def _own(document: Document, name: str, file: str) -> dict[str, Any] | None:
+    tree = child(document.tree, name)
+    state: dict[str, Any] | None = None if tree is None else read_tree(tree, file)
+    return state
+
+
+def take_weights(source: Any, objects: Mapping[str, Any], root: str) -> None:
+    """Gives the modules of a run that begins the weights of another file; optimizers and schedulers begin anew.
+
+    Raises:
+        ArgumentError: the run has no module.
+        MissingPart, MismatchError: the file does not fit; nothing was changed.
+    """
+    modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
+    if not modules:
+        raise ArgumentError(f"`{root}`: start_from= gives weights to modules, and the run has none", file=root)
+    with opened_document(source) as (document, file):
+        report = restore_objects(document, file, modules, RestoreOptions())
+    left = ", ".join(report.unused)
+    log.info("run %s: begins with the weights of %s%s", root, file, f"; left alone in it: {left}" if left else "")
