@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.formats.base import Segment
-from holdfast.formats.emit import emit, integer
+from holdfast.formats.codes import integer
+from holdfast.formats.emit import emit
 from holdfast.formats.nodes import Call, Dict, Global, Persistent, Set
 from holdfast.formats.opcodes import MARKED, SIMPLE
 from holdfast.formats.pickles import parse

@@ -18,7 +18,7 @@ from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.skeleton import outline
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
-from holdfast.state.values import Opaque, Tree
+from holdfast.state.values import Tree, needed_class
 
 _VALUES = 40
 _LONG = 200
@@ -187,7 +187,8 @@ def _opaque(tree: Tree) -> list[str]:
     stack: list[Tree] = [tree]
     while stack:
         node = stack.pop()
-        if type(node) is Opaque:
-            found.add(node.type_name)
+        name = needed_class(node)
+        if name is not None:
+            found.add(name)
         stack.extend(item for _, item in seen_parts((), node))
     return sorted(found)

@@ -17,8 +17,9 @@ import msgspec
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.arrays import plain_array, plain_scalar
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.codes import boolean, integer, integers, real, text
 from holdfast.formats.untyped import untyped_segments
-from holdfast.spec import DTYPES, contiguous_stride
+from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.paths import dotted, printable
 from holdfast.state.values import KINDS, MAX_DEPTH, Opaque, Tree, Typed
 
@@ -27,6 +28,8 @@ DEPTH_LIMIT = (MAX_DEPTH - 50) // 3
 """Nesting that is written. A level of a dict takes three in our record's JSON, of which MAX_DEPTH are read back."""
 _Step = tuple[Any, Tree]
 """What a composite yields: the key of a child, for messages, and the child."""
+_Around = tuple[bytes, bytes, bytes]
+"""Bytes that refer to a storage: what stands before its key, the key, and what stands after it."""
 
 
 class Emitted(msgspec.Struct):
@@ -63,9 +66,8 @@ class _Emitter:
         self._segments: list[Segment] = []
         self._elements: list[int] = []
         self._bytes_as, self._id_end = ("ByteStorage", b"N") if stream else ("UntypedStorage", b"")
-        self._storages: dict[int, tuple[str, bytes, bytes]] = {}
-        self._around: dict[tuple[str, str], tuple[bytes, bytes]] = {}
-        self._geometries: dict[tuple[tuple[int, ...], tuple[int, ...] | None], bytes] = {}
+        self._storages: dict[int, tuple[str, bytes, int]] = {}
+        self._alike: dict[tuple[Any, ...], tuple[bytes, bytes, str, int]] = {}
         self._names: dict[tuple[str, str], bytes] = {}
         self._untyped = untyped_segments(tree)
         self._path: list[Any] = []
@@ -236,51 +238,55 @@ class _Emitter:
 
     # -- tensors
 
-    def _storage(self, segment: Segment, dtype: str) -> bytes:
+    def _storage(self, segment: Segment, dtype: str) -> _Around:
         """The persistent id of a storage, without its mark; the first use of a segment gives it its key."""
         known = self._storages.get(id(segment))
         if known is None:
             untyped = id(segment) in self._untyped
             numel = segment.length if untyped else segment.length // DTYPES[dtype].itemsize
             name = self._bytes_as if untyped else str(DTYPES[dtype].storage)
-            known = (name, text(str(len(self._segments))), integer(numel) + self._id_end)
-            self._storages[id(segment)] = known
-            self._segments.append(segment)
-            self._elements.append(numel)
-        name, key, numel_code = known
-        around = self._around.get((name, segment.location))
-        if around is None:
-            module = "torch.storage" if name == "UntypedStorage" else "torch"
-            pieces = [text("storage"), f"c{module}\n{name}\n".encode(), text(segment.location)]
-            first, cls, location = [self._shared(piece) for piece in pieces]
-            # from now on all three are in the memo
-            first_again, cls_again, location_again = [self._shared(piece) for piece in pieces]
-            self._around[name, segment.location] = first_again + cls_again, location_again
-            return b"(%b%b%b%b%btQ" % (first, cls, key, location, numel_code)
-        return b"(%b%b%b%btQ" % (around[0], key, around[1], numel_code)
+            known = self._new_storage(segment, name, numel)
+        name, key, numel = known
+        module = "torch.storage" if name == "UntypedStorage" else "torch"
+        pieces = text("storage"), f"c{module}\n{name}\n".encode(), text(segment.location)
+        mark, cls, location = [self._shared(piece) for piece in pieces]
+        return b"(" + mark + cls, key, location + integer(numel) + self._id_end + b"tQ"
 
-    def _place(self, leaf: StoredTensor) -> bytes:
+    def _new_storage(self, segment: Segment, name: str, numel: int) -> tuple[str, bytes, int]:
+        known = self._storages[id(segment)] = name, text(str(len(self._segments))), numel
+        self._segments.append(segment)
+        self._elements.append(numel)
+        return known
+
+    def _place(self, leaf: StoredTensor) -> _Around:
         """Storage, offset, sizes and strides: what the arguments of every rebuild form begin with."""
         spec = leaf.spec
-        geometry = self._geometries.get((spec.shape, spec.stride))
-        if geometry is None:
-            stride = contiguous_stride(spec.shape) if spec.stride is None else spec.stride
-            geometry = self._geometries[spec.shape, spec.stride] = integers(spec.shape) + integers(stride)
-        storage = self._storage(leaf.segment, spec.dtype)
-        if not leaf.offset:
-            return b"(%bK\0%b" % (storage, geometry)
-        if leaf.offset % spec.itemsize:
+        before, key, after = self._storage(leaf.segment, spec.dtype)
+        offset, rest = divmod(leaf.offset, spec.itemsize)
+        if rest:
             raise self._unsupported(f"starts {leaf.offset} bytes into its storage, in the middle of a {spec.dtype}")
-        return b"(%b%b%b" % (storage, integer(leaf.offset // spec.itemsize), geometry)
+        stride = contiguous_stride(spec.shape) if spec.stride is None else spec.stride
+        return b"(" + before, key, after + integer(offset) + integers(spec.shape) + integers(stride)
 
     def _tensor(self, leaf: StoredTensor, flags: bytes = b"") -> bytes:
         """``_rebuild_tensor_v2``, or v3 where the storage has no dtype; ``flags`` is a dict of lazy bits."""
-        untyped = id(leaf.segment) in self._untyped
+        segment = leaf.segment
+        untyped = id(segment) in self._untyped
+        kind = leaf.spec, leaf.offset, leaf.requires_grad, segment.length, segment.location, untyped, flags
+        alike = self._alike.get(kind)
+        if alike is not None and id(segment) not in self._storages:  # of fifty thousand small ones, all but two
+            before, after, name, numel = alike
+            return before + self._new_storage(segment, name, numel)[1] + after
+        memo = len(self._memo)
         rebuild = self._name("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
-        place = self._place(leaf)
+        before, key, after = self._place(leaf)
         hooks = self._name("collections", "OrderedDict")
         dtype = self._name("torch", leaf.spec.dtype) if untyped else b""
-        return b"%b%b%b%b)R%b%btR" % (rebuild, place, _bool(leaf.requires_grad), hooks, dtype, flags)
+        before, after = rebuild + before, b"%b%b%b)R%b%btR" % (after, boolean(leaf.requires_grad), hooks, dtype, flags)
+        if len(self._memo) == memo:  # it made no name that others refer to: the next of its kind differs in its key
+            name, _, numel = self._storages[id(segment)]
+            self._alike[kind] = before, after, name, numel
+        return before + key + after
 
     def _lazy(self, payload: Tree, bits: tuple[str, ...]) -> Iterator[_Step]:
         """Tensors whose conjugation or negation has not been carried out."""
@@ -288,7 +294,7 @@ class _Emitter:
             bits, payload = (*bits, payload.kind), payload.payload
         if type(payload) is not StoredTensor:
             raise self._unsupported("a lazy conjugate of something that is no tensor")
-        flags = b"}(" + b"".join(text(bit) + _bool(True) for bit in sorted(set(bits))) + b"u"
+        flags = b"}(" + b"".join(text(bit) + boolean(True) for bit in sorted(set(bits))) + b"u"
         self._out.append(self._tensor(payload, flags))
         yield from ()
 
@@ -297,14 +303,37 @@ class _Emitter:
         self._out.append(self._name("torch._utils", "_rebuild_parameter_with_state" if state else "_rebuild_parameter"))
         self._out.append(_MARK)
         yield None, payload["data"]
-        self._out.append(_bool(payload["requires_grad"]) + self._name("collections", "OrderedDict") + b")R")
+        self._out.append(boolean(payload["requires_grad"]) + self._name("collections", "OrderedDict") + b")R")
         if state:
             yield "state", state
         self._out.append(b"tR")
 
-    def _attributed(self, payload: dict[str, Any]) -> Iterator[_Step]:
-        """A plain tensor that carries attributes of its own: written without them, our record has them."""
+    def _plainly(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        """A tensor with a class or attributes of its own: written without them, our record has them."""
         yield None, payload["data"]
+
+    def _wrapper(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        """A tensor that consists of its attributes: only they are written."""
+        yield None, payload["state"]
+
+    def _nested(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        if self._id_end:
+            what = "a nested tensor in the stream of torch < 1.6, which torch can't read again; store unbind()"
+            raise self._unsupported(what)
+        self._out.append(self._name("torch._utils", "_rebuild_nested_tensor") + _MARK)
+        for name in ("data", "sizes", "strides", "offsets"):
+            yield None if name == "data" else name, payload[name]
+        self._out.append(_TUPLE + _REDUCE)
+
+    def _jagged(self, payload: dict[str, Any]) -> Iterator[_Step]:
+        """As torch does, but without the cached extremes of the lengths: it works them out when it needs them."""
+        self._out.append(self._name("torch.nested._internal.nested_tensor", "_rebuild_njt") + b"}(")
+        for name, part in (("values", "data"), ("offsets", "offsets"), ("lengths", "lengths")):
+            self._out.append(text(name))
+            yield None if part == "data" else part, payload[part]
+        rest = {"_ragged_idx": integer(payload["dimension"]), "_metadata_cache": b"}"}
+        rest["requires_grad"] = boolean(payload["requires_grad"])
+        self._out.append(b"".join([text(name) + code for name, code in rest.items()]) + b"u\x85R")
 
     def _sparse(self, payload: dict[str, Any]) -> Iterator[_Step]:
         coo = payload["layout"] == "sparse_coo"
@@ -322,7 +351,9 @@ class _Emitter:
         leaf = payload["data"]
         if type(leaf) is not StoredTensor:
             raise self._unsupported("a quantized tensor without its integers")
-        self._out.append(self._name("torch._utils", "_rebuild_qtensor") + self._place(leaf) + _MARK)
+        if "packed" in payload:
+            leaf = StoredTensor(TensorSpec(payload["packed"], tuple(payload["shape"])), leaf.segment, leaf.offset)
+        self._out.append(self._name("torch._utils", "_rebuild_qtensor") + b"".join(self._place(leaf)) + _MARK)
         scheme = payload["scheme"]
         if scheme == "per_channel_affine_float_qparams":
             scheme = "per_channel_affine"  # as torch itself writes it
@@ -331,22 +362,22 @@ class _Emitter:
             if name in payload:
                 yield name, payload[name]
         hooks = self._name("collections", "OrderedDict")
-        self._out.append(_TUPLE + _bool(leaf.requires_grad) + hooks + b")RtR")
+        self._out.append(_TUPLE + boolean(leaf.requires_grad) + hooks + b")RtR")
 
     def _meta(self, payload: dict[str, Any]) -> Iterator[_Step]:
         self._out.append(self._name("torch._utils", "_rebuild_meta_tensor_no_storage") + _MARK)
         yield from self._torch_name(payload["dtype"])
-        grad = _bool(payload["requires_grad"])
+        grad = boolean(payload["requires_grad"])
         self._out.append(integers(payload["shape"]) + integers(payload["stride"]) + grad + b"tR")
 
     def _bare_storage(self, payload: dict[str, Any]) -> Iterator[_Step]:
-        self._out.append(self._storage(payload["data"].segment, payload["data"].spec.dtype))
+        self._out.append(b"".join(self._storage(payload["data"].segment, payload["data"].spec.dtype)))
         yield from ()
 
 
 _ATOMS: dict[type, Callable[[_Emitter, Any], bytes]] = {
     type(None): lambda _, value: b"N",
-    bool: lambda _, value: _bool(value),
+    bool: lambda _, value: boolean(value),
     int: lambda _, value: integer(value),
     float: lambda _, value: real(value),
     complex: _Emitter._complex,
@@ -375,7 +406,11 @@ _KINDS: dict[str, Callable[[_Emitter, Any], Iterator[_Step]]] = {
     "numpy.scalar": _Emitter._scalar,
     "numpy.array": _Emitter._array,
     "parameter": _Emitter._parameter,
-    "attributed": _Emitter._attributed,
+    "attributed": _Emitter._plainly,
+    "subclass": _Emitter._plainly,
+    "wrapper": _Emitter._wrapper,
+    "nested": _Emitter._nested,
+    "jagged": _Emitter._jagged,
     "conj": lambda self, payload: self._lazy(payload, ("conj",)),
     "neg": lambda self, payload: self._lazy(payload, ("neg",)),
     "sparse": _Emitter._sparse,
@@ -399,37 +434,3 @@ def as_key(tree: Tree) -> Tree:
         fields = tree.payload["fields"]
         return as_key(fields["value"] if tree.payload["form"] == "enum" else fields)
     return tree
-
-
-def integer(value: int) -> bytes:
-    """The shortest opcode for an integer. Raises OverflowError past 255 bytes."""
-    if 0 <= value < 256:
-        return b"K%c" % value
-    if 0 <= value < 65536:
-        return b"M" + struct.pack("<H", value)
-    if -(2**31) <= value < 2**31:
-        return b"J" + struct.pack("<i", value)
-    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    if len(data) > 255:
-        raise OverflowError
-    return b"\x8a%c%b" % (len(data), data)
-
-
-def integers(values: Iterable[int]) -> bytes:
-    """A tuple of integers."""
-    return b"(%bt" % b"".join([integer(value) for value in values])
-
-
-def real(value: float) -> bytes:
-    """A float, NaN and infinities included."""
-    return b"G" + struct.pack(">d", value)
-
-
-def text(value: str) -> bytes:
-    """A string, lone surrogates included."""
-    data = value.encode("utf-8", "surrogatepass")
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def _bool(value: bool) -> bytes:
-    return b"\x88" if value else b"\x89"

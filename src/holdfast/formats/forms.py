@@ -10,13 +10,12 @@ import datetime
 import decimal
 import fractions
 import pathlib
-from typing import Any
 
-from holdfast.formats.base import StoredTensor
 from holdfast.formats.numpyforms import NUMPY_FORMS
 from holdfast.formats.parts import Form, Parts, items_of, of_args, pairs_of
+from holdfast.formats.tensorforms import TENSOR_FORMS
 from holdfast.spec import DTYPES
-from holdfast.state.values import TENSOR_KINDS, Opaque, Tree, Typed
+from holdfast.state.values import Opaque, Tree, Typed
 
 TORCH_NAMES: dict[str, str] = {f"torch.{name}": "torch.dtype" for name in DTYPES}
 """Globals of torch that are values: dtypes and quantization schemes."""
@@ -239,73 +238,6 @@ def _layout(name: str) -> Tree | None:
     return Typed("torch.layout", name) if name in _LAYOUTS else None
 
 
-def _is_tensor(tree: Tree) -> bool:
-    return type(tree) is StoredTensor or (type(tree) is Typed and tree.kind in TENSOR_KINDS)
-
-
-def _parameter(parts: Parts) -> Tree | None:
-    """``_rebuild_parameter(data, requires_grad, hooks[, state])``."""
-    if not parts.only_args or not 3 <= len(parts.args) <= 4:
-        return None
-    data, grad, hooks, *state = parts.args
-    if not _is_tensor(data) or type(grad) is not bool or hooks not in (None, {}, Typed("ordered_dict", [])):
-        return None
-    payload = {"data": data, "requires_grad": grad}
-    return Typed("parameter", payload | {"state": state[0]} if state and state[0] else payload)
-
-
-def _old_parameter(parts: Parts) -> Tree | None:
-    """``Parameter(data)`` of torch < 0.4, with ``(requires_grad, volatile, hooks)`` as its state."""
-    grad = _old_grad(parts)
-    data = parts.args[0] if parts.args else None
-    return Typed("parameter", {"data": data, "requires_grad": grad}) if grad is not None and _is_tensor(data) else None
-
-
-def _variable(parts: Parts) -> Tree | None:
-    """``Variable(data)`` of torch < 0.4: what is a tensor since."""
-    grad = _old_grad(parts)
-    data = parts.args[0] if parts.args else None
-    if grad is None or type(data) is not StoredTensor:
-        return None
-    return StoredTensor(data.spec, data.segment, data.offset, grad)
-
-
-def _old_grad(parts: Parts) -> bool | None:
-    """requires_grad of a Parameter or Variable of torch < 0.4; None when it is not pickled as these were."""
-    state = items_of(parts.state) if parts.built else [parts.args[1] if len(parts.args) == 2 else False, None, None]
-    if len(parts.args) not in (1, 2) or parts.items or parts.pairs or state is None or len(state) != 3:
-        return None
-    grad, _, hooks = state
-    return grad if type(grad) is bool and hooks in (None, {}, Typed("ordered_dict", [])) else None
-
-
-def _sparse(parts: Parts) -> Tree | None:
-    """``_rebuild_sparse_tensor(layout, (indices, values, size, coalesced))``, or two index lists, values and size."""
-    if not parts.only_args or len(parts.args) != 2:
-        return None
-    layout, data = parts.args[0], items_of(parts.args[1])
-    if type(layout) is not Typed or layout.kind != "torch.layout" or data is None:
-        return None
-    if layout.payload == "sparse_coo":
-        names = ("indices", "values", "size", "coalesced")
-        data = [*data, False] if len(data) == 3 else data  # before torch 2.1
-    else:
-        names = ("compressed", "plain", "values", "size")
-    if len(data) != 4:
-        return None
-    payload: dict[str, Any] = {"layout": layout.payload, **dict(zip(names, data, strict=True))}
-    size = payload["size"]
-    payload["size"] = size.payload if type(size) is Typed and size.kind in ("torch.Size", "tuple") else None
-    payload["coalesced"] = bool(payload["coalesced"]) if "coalesced" in payload else None
-    if payload["coalesced"] is None:
-        del payload["coalesced"]
-    tensors = all(type(payload[name]) is StoredTensor for name in names[: 2 if names[0] == "indices" else 3])
-    fits = (
-        tensors and type(payload["size"]) is list and all(type(size) is int and size >= 0 for size in payload["size"])
-    )
-    return Typed("sparse", payload) if fits else None
-
-
 FORMS: dict[str, Form] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
@@ -331,12 +263,8 @@ FORMS: dict[str, Form] = {
     "torch.Size": _size,
     "torch.device": _device,
     "torch.serialization._get_layout": _layout,
-    "torch.autograd.variable.Variable": _variable,
-    "torch.nn.parameter.Parameter": _old_parameter,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._utils._rebuild_sparse_tensor": _sparse,
     **NUMPY_FORMS,
+    **TENSOR_FORMS,
 }
 for _home in ("pathlib", "pathlib._local"):
     FORMS[f"{_home}.PosixPath"] = _path("path", pathlib.PurePosixPath)

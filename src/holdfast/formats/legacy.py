@@ -16,7 +16,8 @@ from typing import Any
 
 from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment
-from holdfast.formats.emit import emit, integer, text
+from holdfast.formats.codes import integer, text
+from holdfast.formats.emit import emit
 from holdfast.formats.nodes import Global
 from holdfast.formats.pickles import Parsed, parse
 from holdfast.formats.rebuild import BASE_NODES, NODES_PER_BYTE, Builder
@@ -38,7 +39,7 @@ _FIRST_WINDOW = 1 << 16
 _BINARY_MAGIC = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b"."
 _TEXT_MAGIC = b"L%dL\n." % MAGIC
 _EXACT = frozenset({"bytearray", "conj", "counter", "dict", "meta", "neg", "ordered_dict", "parameter", "quantized"})
-_EXACT |= {"set", "sparse", "state_dict", "tensor", "tuple", "torch.Size", "torch.device", "torch.dtype"}
+_EXACT |= {"jagged", "set", "sparse", "state_dict", "tensor", "tuple", "torch.Size", "torch.device", "torch.dtype"}
 _EXACT |= {"torch.layout", "torch.qscheme", "torch.storage"}
 """Kinds of values that a torch pickle holds as what they are."""
 

@@ -18,7 +18,8 @@ from holdfast.formats.nodes import Call, Dict, Global, Node, Persistent, Set
 from holdfast.formats.parts import Parts
 from holdfast.formats.pickles import parse
 from holdfast.formats.storages import Known, StorageOf, Storages, class_named
-from holdfast.formats.tensors import TensorPlacer, checked_spec, needed_bytes, stored_tensor
+from holdfast.formats.tensorforms import of_class
+from holdfast.formats.tensors import PACKED, TensorPlacer, checked_spec, needed_bytes, stored_tensor
 from holdfast.spec import BY_STORAGE, DTYPES, TensorSpec
 from holdfast.state.paths import printable
 from holdfast.state.values import ATOMS, MAX_DEPTH, Opaque, Tree, Typed
@@ -241,9 +242,8 @@ class Builder:
         inner = Call(func, args)
         self._made.append(inner)
         data, attributes = (yield inner), (yield state)
-        if cls.path == "torch.Tensor":
-            return Typed("attributed", {"data": data, "state": attributes})
-        return Opaque(cls.path, [data], attributes)
+        value = of_class(cls.path, data, attributes)
+        return Opaque(cls.path, [data], attributes) if value is None else value
 
     def _quantized(self, call: Call) -> _Building:
         """``_rebuild_qtensor(storage, offset, size, stride, (scheme, ...), requires_grad, hooks)``."""
@@ -266,7 +266,16 @@ class Builder:
                 raise self._lie(f"a quantized tensor whose {field} is a {type(value).__name__}")
         if name == "per_channel_affine" and values[2].spec.dtype.startswith("float"):
             name = "per_channel_affine_float_qparams"  # torch writes the other name and means this one
-        return Typed("quantized", {"scheme": name, **parameters, "data": leaf})
+        if leaf.spec.dtype not in PACKED:
+            return Typed("quantized", {"scheme": name, **parameters, "data": leaf})
+        return Typed("quantized", {"scheme": name, **parameters, **self._packed(leaf)})
+
+    def _packed(self, leaf: StoredTensor) -> dict[str, Tree]:
+        """A tensor with several elements in a byte, as its bytes and what they are."""
+        if leaf.spec.stride is not None:
+            raise self._lie(f"a {leaf.spec.dtype} tensor that is not row-major")
+        data = StoredTensor(TensorSpec("uint8", (needed_bytes(leaf.spec),)), leaf.segment, leaf.offset)
+        return {"packed": leaf.spec.dtype, "shape": list(leaf.spec.shape), "data": data}
 
     # -- tensors
 
@@ -393,9 +402,11 @@ for _row in BY_STORAGE:
 
 _SPECIAL: dict[str, Callable[[Builder, Call], _Building]] = {
     "copyreg._reconstructor": Builder._reconstructor,
-    "torch._tensor._rebuild_from_type_v2": Builder._from_type,
     "torch._utils._rebuild_qtensor": Builder._quantized,
 }
+for _home in ("torch._tensor", "torch.tensor"):
+    for _name in ("_rebuild_from_type", "_rebuild_from_type_v2"):
+        _SPECIAL[f"{_home}.{_name}"] = Builder._from_type
 """Forms whose arguments are not values."""
 
 REBUILT = frozenset({*_TENSORS, *_SPECIAL})

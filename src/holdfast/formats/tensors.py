@@ -16,7 +16,7 @@ from holdfast.storage.source import shown
 MAX_RANK = 64
 """Dimensions that a tensor may have: torch's own limit."""
 _MAX_INT = 2**63 - 1
-_PACKED = {"quint4x2": 2, "quint2x4": 4}
+PACKED = {"quint4x2": 2, "quint2x4": 4}
 """Elements in one byte of the dtypes that torch packs along the last dimension."""
 
 
@@ -95,12 +95,12 @@ def checked_spec(spec: TensorSpec, name: str, *, file: str) -> TensorSpec:
 
 def needed_bytes(spec: TensorSpec) -> int:
     """Bytes from the first element of a tensor to its last, both included."""
-    return packed_bytes(spec) if spec.dtype in _PACKED else spec.extent * spec.itemsize
+    return packed_bytes(spec) if spec.dtype in PACKED else spec.extent * spec.itemsize
 
 
 def packed_bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor whose dtype holds several elements in one byte: each row starts a new byte."""
-    per = _PACKED[spec.dtype]
+    per = PACKED[spec.dtype]
     return math.prod(spec.shape[:-1]) * -(-spec.shape[-1] // per) if spec.shape else 1
 
 

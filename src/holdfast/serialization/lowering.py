@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.tensors import PACKED, packed_bytes
+from holdfast.serialization.kinds import bytes_of
 from holdfast.serialization.memory import TensorMemory, TensorSource
 from holdfast.spec import DTYPES, Path, TensorSpec, contiguous_stride
 from holdfast.state.paths import dotted
@@ -18,6 +21,9 @@ from holdfast.state.values import Lowering, Tree, Typed, lower
 from holdfast.storage.source import MemorySource
 
 DTYPE_NAMES = {getattr(torch, name): name for name in DTYPES if hasattr(torch, name)}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_REDUCERS = (torch.Tensor.__reduce_ex__, torch.nn.Parameter.__reduce_ex__)
+"""How torch pickles tensors; a class that does it differently has something to keep that only it knows."""
 _EMPTY = MemorySource(b"")
 _NO_SEGMENT = Segment(_EMPTY, 0, 0)
 """Stands in every leaf until all tensors are known."""
@@ -58,27 +64,34 @@ def lower_state(
     """
     pending: list[_Pending] = []
     notes: list[str] = []
+    open_tensors: list[int] = []
 
     def leaf(item: Any, path: Path) -> Tree | None:
-        return _leaf(item, path, pending, notes) if isinstance(item, torch.Tensor) else None
+        if not isinstance(item, torch.Tensor):
+            return None
+        if type(item) in _PLAIN and not vars(item):
+            return _leaf(item, path, pending, notes)
+        if id(item) in open_tensors:
+            text = f"`{dotted(path)}`: contains itself; break the cycle before saving"
+            raise UnsupportedValue(text, path=dotted(path))
+        open_tensors.append(id(item))
+        try:
+            return _Dressed(pending, notes, how).leaf(item, path)
+        finally:
+            open_tensors.pop()
 
-    tree = lower(value, Lowering(leaf=leaf, replace=replace))
+    how = Lowering(leaf=leaf, replace=replace)
+    tree = lower(value, how)
     _assign_segments(pending, row_major, notes)
     return Lowered(tree, notes)
 
 
 def _leaf(tensor: torch.Tensor, path: Path, pending: list[_Pending], notes: list[str]) -> Tree:
-    cls = type(tensor)
-    if cls not in (torch.Tensor, torch.nn.Parameter):
-        raise UnsupportedValue(
-            f"`{dotted(path)}`: a tensor of class {cls.__module__}.{cls.__qualname__} can't be stored yet; store "
-            "its plain form (such as full_tensor(), dequantize() or as_subclass(torch.Tensor))",
-            path=dotted(path),
-        )
-    if attributes := vars(tensor):
-        notes.append(f"`{dotted(path)}` carries attributes of its own, which are not stored: {', '.join(attributes)}")
+    """A tensor of torch's own classes, without its attributes."""
     requires_grad = tensor.requires_grad
-    if cls is torch.nn.Parameter:
+    if requires_grad and tensor._backward_hooks:
+        notes.append(f"`{dotted(path)}` has hooks (functions), which are not stored")
+    if type(tensor) is torch.nn.Parameter:
         return Typed(
             "parameter", {"data": _plain(tensor.detach(), path, pending, False), "requires_grad": requires_grad}
         )
@@ -105,9 +118,14 @@ def _plain(tensor: torch.Tensor, path: Path, pending: list[_Pending], requires_g
             },
         )
     if tensor.is_nested:
-        raise UnsupportedValue(
-            f"`{dotted(path)}`: nested tensors can't be stored yet; store unbind()", path=dotted(path)
-        )
+        parts = {
+            "data": tensor.values(),
+            "sizes": tensor._nested_tensor_size(),
+            "strides": tensor._nested_tensor_strides(),
+            "offsets": tensor._nested_tensor_storage_offsets(),
+        }
+        stored = {name: _strided(part, _below(path, name), pending) for name, part in parts.items()}
+        return Typed("nested", {**stored, "requires_grad": requires_grad})
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     return _strided(tensor, path, pending, requires_grad)
@@ -156,9 +174,24 @@ def _sparse(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
     return Typed("sparse", payload)
 
 
+def _below(path: Path, name: str) -> Path:
+    """The path of a part; that of the elements is the path of the tensor."""
+    return path if name == "data" else (*path, name)
+
+
 def _quantized(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typed:
-    scheme = str(tensor.qscheme()).removeprefix("torch.")
-    payload: dict[str, Any] = {"scheme": scheme, "data": _strided(tensor, path, pending)}
+    scheme, dtype = str(tensor.qscheme()).removeprefix("torch."), _dtype_name(tensor, path)
+    payload: dict[str, Any] = {"scheme": scheme}
+    if dtype in PACKED:
+        if tensor.storage_offset() or not tensor.is_contiguous():
+            raise UnsupportedValue(
+                f"`{dotted(path)}`: a part of a {dtype} tensor can't be stored; store dequantize()", path=dotted(path)
+            )
+        length = packed_bytes(TensorSpec(dtype, tuple(tensor.shape)))
+        data = bytes_of(tensor)[:length]
+        payload |= {"packed": dtype, "shape": list(tensor.shape), "data": _strided(data, path, pending)}
+    else:
+        payload["data"] = _strided(tensor, path, pending)
     if scheme == "per_tensor_affine":
         payload |= {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
     else:
@@ -166,6 +199,102 @@ def _quantized(tensor: torch.Tensor, path: Path, pending: list[_Pending]) -> Typ
         payload["zero_points"] = _strided(tensor.q_per_channel_zero_points(), (*path, "zero_points"), pending)
         payload["axis"] = tensor.q_per_channel_axis()
     return Typed("quantized", payload)
+
+
+class _Dressed:
+    """Lowers tensors that have a class or attributes of their own.
+
+    Args:
+        pending: takes the tensors in them.
+        notes: takes what is not stored.
+        how: lowers attributes.
+    """
+
+    def __init__(self, pending: list[_Pending], notes: list[str], how: Lowering) -> None:
+        self._pending = pending
+        self._notes = notes
+        self._how = how
+
+    def leaf(self, tensor: torch.Tensor, path: Path) -> Tree:
+        cls = type(tensor)
+        if tensor.layout is torch.jagged:
+            return self._jagged(tensor, path)
+        if cls in _PLAIN:
+            plain = _leaf(tensor, path, self._pending, self._notes)
+            state = self._attributes(vars(tensor), path)
+            if not state:
+                return plain
+            if cls is torch.nn.Parameter:
+                return Typed("parameter", {**plain.payload, "state": state})
+            return Typed("attributed", {"data": plain, "state": state})
+        if cls.__reduce_ex__ not in _REDUCERS or isinstance(tensor, FakeTensor):
+            raise self._unsupported(tensor, path, "is pickled in a way of its own")
+        if tensor.layout is not torch.strided:
+            raise self._unsupported(tensor, path, f"is of layout {str(tensor.layout).removeprefix('torch.')}")
+        if _has_memory(tensor):
+            with torch._C.DisableTorchFunctionSubclass():
+                inner = tensor.detach().as_subclass(torch.Tensor)
+                if tensor.requires_grad and tensor.is_leaf:
+                    inner = inner.detach().requires_grad_(True)
+            data = _leaf(inner, path, self._pending, self._notes)
+            state = self._attributes(vars(tensor), path)
+            return Typed("subclass", {"class": f"{cls.__module__}.{cls.__qualname__}", "data": data, "state": state})
+        return self._wrapper(tensor, path)
+
+    def _unsupported(self, tensor: torch.Tensor, path: Path, why: str) -> UnsupportedValue:
+        cls = type(tensor)
+        return UnsupportedValue(
+            f"`{dotted(path)}`: a tensor of class {cls.__module__}.{cls.__qualname__} can't be stored: it {why}. Store "
+            "its plain form, such as full_tensor(), dequantize() or as_subclass(torch.Tensor)",
+            path=dotted(path),
+        )
+
+    def _attributes(self, attributes: dict[str, Any], path: Path) -> dict[str, Tree]:
+        """Attributes that can be stored; the others are said."""
+        state: dict[str, Tree] = {}
+        for name, value in attributes.items():
+            before = len(self._pending)
+            try:
+                state[name] = lower(value, self._how, (*path, "state", name))
+            except UnsupportedValue:
+                del self._pending[before:]
+                kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+                self._notes.append(f"`{dotted(path)}`: its attribute {name}, a {kind}, can't be stored and is left out")
+        return state
+
+    def _wrapper(self, tensor: torch.Tensor, path: Path) -> Typed:
+        """A tensor without elements, which shows what the tensors in its attributes hold."""
+        before, cls = len(self._pending), type(tensor)
+        if tensor.storage_offset():
+            raise self._unsupported(tensor, path, "begins inside the memory of another")
+        try:
+            state = lower(dict(vars(tensor)), self._how, (*path, "state"))
+        except UnsupportedValue as reason:
+            del self._pending[before:]
+            raise self._unsupported(tensor, path, f"has parts that can't ({reason})") from None
+        payload = {"class": f"{cls.__module__}.{cls.__qualname__}", "dtype": _dtype_name(tensor, path)}
+        shape, grad = {"shape": list(tensor.shape), "stride": list(tensor.stride())}, tensor.requires_grad
+        return Typed("wrapper", {**payload, **shape, "requires_grad": grad and tensor.is_leaf, "state": state})
+
+    def _jagged(self, tensor: Any, path: Path) -> Typed:
+        cache = tensor._metadata_cache
+        parts = {"data": tensor.values(), "offsets": tensor.offsets(), "lengths": tensor.lengths()}
+        stored = {
+            name: None if part is None else _strided(part.detach(), _below(path, name), self._pending)
+            for name, part in parts.items()
+        }
+        # as torch keeps them: the first size of a tensor without elements
+        shortest, longest = (cache[name].shape[0] if name in cache else None for name in ("min_seqlen", "max_seqlen"))
+        grad = tensor.requires_grad and tensor.is_leaf
+        if tensor.requires_grad and not grad:
+            self._notes.append(f"`{dotted(path)}` has a graph: stored detached, without requires_grad")
+        numbers = {"dimension": tensor._ragged_idx, "shortest": shortest, "longest": longest, "requires_grad": grad}
+        return Typed("jagged", {**stored, **numbers})
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of a subclass has elements of its own."""
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__ or tensor.data_ptr() != 0
 
 
 def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str]) -> None:

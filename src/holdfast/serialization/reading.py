@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from holdfast.errors import CorruptFile, UnsupportedValue
+from holdfast.errors import CorruptFile
 from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.collector import collector_paused
 from holdfast.formats.damage import raise_damage as raise_damage
 from holdfast.formats.damage import verify_segments as verify_segments
 from holdfast.serialization.devices import Placement
+from holdfast.serialization.kinds import TENSOR_KINDS
+from holdfast.serialization.kinds import live_dtype as live_dtype
 from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
@@ -24,25 +25,6 @@ from holdfast.storage.requests import ReadRequest, read_requests
 
 _WINDOW = 256 * 1024 * 1024
 """Bytes that wait in CPU memory at a time on their way to another device."""
-
-_AS_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-
-
-def live_dtype(spec: TensorSpec) -> torch.dtype:
-    """The torch dtype of a spec; the integers behind it for a quantized one.
-
-    Raises:
-        UnsupportedValue: this torch lacks the dtype.
-    """
-    return _dtype_named(spec.dtype)
-
-
-@functools.cache
-def _dtype_named(name: str) -> torch.dtype:
-    dtype = getattr(torch, _AS_INTEGERS.get(name, name), None)
-    if not isinstance(dtype, torch.dtype):
-        raise UnsupportedValue(f"this torch ({torch.__version__}) has no dtype {name}; a newer one can load the file")
-    return dtype
 
 
 @collector_paused
@@ -305,73 +287,5 @@ def _pieces(tensor: torch.Tensor, start: int = 0) -> Iterable[tuple[torch.Tensor
     for first in range(0, tensor.shape[0], rows):
         yield tensor[first : first + rows], start + first * row
 
-
-def _lift_parameter(payload: Any) -> torch.Tensor:
-    parameter = torch.nn.Parameter(payload["data"], requires_grad=bool(payload["requires_grad"]))
-    return _with_attributes(parameter, payload.get("state"))
-
-
-def _lift_attributed(payload: Any) -> torch.Tensor:
-    return _with_attributes(payload["data"], payload["state"])
-
-
-def _with_attributes(tensor: torch.Tensor, state: Any) -> torch.Tensor:
-    """Puts back what a program had written on a tensor: into its own dict, so that no setter of torch is called."""
-    attributes = state[0] if isinstance(state, tuple) else state
-    vars(tensor).update(attributes or {})
-    return tensor
-
-
-def _lift_storage(payload: Any) -> Any:
-    data = payload["data"]
-    untyped = data.untyped_storage()
-    if untyped.nbytes() != data.nbytes:  # it was a part of another storage, and shares its memory still
-        start = data.storage_offset() * data.element_size()
-        untyped = untyped[start : start + data.nbytes]
-    if payload["dtype"] is None:
-        return untyped
-    dtype = payload["data"].dtype
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
-
-
-def _lift_sparse(payload: Any) -> torch.Tensor:
-    layout, size, values = payload["layout"], payload["size"], payload["values"]
-    if layout == "sparse_coo":
-        tensor = torch.sparse_coo_tensor(payload["indices"], values, size, check_invariants=True)
-        return tensor._coalesced_(bool(payload["coalesced"]))
-    named = getattr(torch, layout)
-    return torch.sparse_compressed_tensor(
-        payload["compressed"], payload["plain"], values, size, layout=named, check_invariants=True
-    )
-
-
-def _lift_quantized(payload: Any) -> torch.Tensor:
-    if payload["scheme"] == "per_tensor_affine":
-        return torch._make_per_tensor_quantized_tensor(payload["data"], payload["scale"], payload["zero_point"])
-    if payload["scheme"] == "per_channel_affine":
-        return torch._make_per_channel_quantized_tensor(
-            payload["data"], payload["scales"], payload["zero_points"], payload["axis"]
-        )
-    raise ValueError(f"quantization scheme {payload['scheme']!r} is unknown")
-
-
-def _lift_meta(payload: Any) -> torch.Tensor:
-    dtype = live_dtype(TensorSpec(payload["dtype"], ()))
-    return torch.empty_strided(
-        payload["shape"], payload["stride"], dtype=dtype, device="meta", requires_grad=bool(payload["requires_grad"])
-    )
-
-
-TENSOR_KINDS: dict[str, Callable[[Any], Any]] = {
-    "parameter": _lift_parameter,
-    "attributed": _lift_attributed,
-    "torch.storage": _lift_storage,
-    "sparse": _lift_sparse,
-    "quantized": _lift_quantized,
-    "meta": _lift_meta,
-    "conj": torch.conj,
-    "neg": torch._neg_view,
-}
-"""Tensors that are more than one run of elements: kind -> what makes one of its lifted payload."""
 
 _PLACEHOLDERS = dict.fromkeys((*TENSOR_KINDS, "numpy.array"), lambda payload: _Placeholder)

@@ -52,7 +52,10 @@ def seen_parts(path: Path, node: Tree) -> list[tuple[Path, Tree]]:
 
 _WITH_ITEMS = frozenset({"state_dict", "defaultdict"})
 _NAMED = (
-    _WITH_ITEMS | {"namespace", "record", "parameter", "attributed", "sparse", "quantized", "meta"} | {"torch.storage"}
+    _WITH_ITEMS
+    | {"namespace", "record", "parameter", "attributed", "sparse", "quantized", "meta"}
+    | {"torch.storage", "nested"}
+    | {"jagged", "subclass", "wrapper"}
 )
 _SAME: Any = object()
 _TRANSPARENT = {"items", "data", "fields", "tensor"}
@@ -112,6 +115,8 @@ def check_payload(kind: str, payload: Tree) -> None:
             _check_pairs(payload.get("items"))
         if kind == "state_dict":
             _check_pairs(payload.get("metadata"))
+    elif kind in ("subclass", "wrapper") and (type(payload.get("class")) is not str or "state" not in payload):
+        raise TypeError(f"a {kind} is made of its class and state")
     elif kind == "record" and [type(payload.get(name)) for name in ("class", "form", "fields")] != [str, str, dict]:
         raise TypeError("a record is made of its class, form and fields")
 

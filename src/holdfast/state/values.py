@@ -30,8 +30,14 @@ SAVE_DEPTH = 64
 """Nesting that is saved. A level takes up to four in a file: what was saved can be loaded from any caller's stack."""
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-TENSOR_KINDS = frozenset({"conj", "neg", "sparse", "quantized", "meta", "attributed"})
+TENSOR_KINDS = frozenset(
+    {"conj", "neg", "sparse", "quantized", "meta", "nested", "jagged", "attributed", "subclass", "wrapper"}
+)
 """Kinds that are tensors of more than one run of elements; serialization makes them."""
+DRESSED = frozenset({"parameter", "attributed", "subclass"})
+"""Kinds that are one tensor, ``data``, and what a program put around it."""
+_CLASSED = frozenset({"subclass", "wrapper"})
+"""Kinds of tensors whose class is the user's own."""
 
 Tree = Any
 """An inert tree. Typed as Any because recursive types hide more than they say."""
@@ -304,6 +310,8 @@ def _lift(tree: Tree, how: Lifting) -> Any:
         return _lift_record(tree.payload, how)
     if tree.kind == "state_dict":
         return _lift_state_dict(tree.payload, how)
+    if tree.kind in _CLASSED:
+        return _lift_classed(tree, how)
     make = how.kinds.get(tree.kind) or (tree.kind in KINDS and KINDS[tree.kind].lift)
     if not make:
         raise CorruptFile(
@@ -323,12 +331,38 @@ def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
         return _lift_trusted(tree, how)
     if how.opaque:
         return Opaque(tree.type_name, _lift(tree.args, how), _lift(tree.state, how))
-    raise UntrustedType(
-        f"`{how.file}`: holds an object of class {tree.type_name}, which is not rebuilt from a file. Ways on: "
-        f"holdfast.restore or holdfast.open for the parts you need, trusted={{{tree.type_name!r}}} if that code is "
+    raise _refused(tree.type_name, how)
+
+
+def _refused(name: str, how: Lifting) -> UntrustedType:
+    return UntrustedType(
+        f"`{how.file}`: holds an object of class {name}, which is not rebuilt from a file. Ways on: "
+        f"holdfast.restore or holdfast.open for the parts you need, trusted={{{name!r}}} if that code is "
         f"yours, or opaque=True for inert placeholders",
         file=how.file,
     )
+
+
+def needed_class(tree: Tree) -> str | None:
+    """The class that a value of a file needs and that nobody has vouched for, or None."""
+    if type(tree) is Opaque:
+        return tree.type_name
+    return str(tree.payload["class"]) if type(tree) is Typed and tree.kind in _CLASSED else None
+
+
+def _lift_classed(tree: Typed, how: Lifting) -> Any:
+    """A tensor of a class of the user's own."""
+    payload, name = tree.payload, needed_class(tree) or ""
+    if name not in how.trusted and not how.opaque:
+        raise _refused(name, how)
+    parts = {key: _lift(part, how) for key, part in payload.items() if key != "class"}
+    if name not in how.trusted:
+        return Opaque(name, [parts["data"]] if "data" in parts else [], parts["state"])
+    cls = trusted_class(name)
+    try:
+        return how.kinds[tree.kind]({**parts, "class": cls})
+    except Exception as reason:  # as for any trusted class: its own code runs
+        raise _changed(name, reason, how) from reason
 
 
 def _lift_trusted(tree: Opaque, how: Lifting) -> Any:
@@ -348,11 +382,15 @@ def _lift_trusted(tree: Opaque, how: Lifting) -> Any:
             for name, item in {**(attributes or {}), **(slots or {})}.items():
                 object.__setattr__(value, name, item)
     except Exception as reason:  # whatever the trusted class raises: its code changed since the file was written
-        raise CorruptFile(
-            f"`{how.file}`: {tree.type_name} does not take what the file has for it: {type(reason).__name__}: {reason}",
-            file=how.file,
-        ) from reason
+        raise _changed(tree.type_name, reason, how) from reason
     return value
+
+
+def _changed(name: str, reason: Exception, how: Lifting) -> CorruptFile:
+    return CorruptFile(
+        f"`{how.file}`: {name} does not take what the file has for it: {type(reason).__name__}: {reason}",
+        file=how.file,
+    )
 
 
 def _lift_state_dict(payload: Any, how: Lifting) -> Any:

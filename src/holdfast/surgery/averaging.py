@@ -17,7 +17,7 @@ from holdfast.serialization.averaged import Averaged, Term
 from holdfast.serialization.reading import live_dtype
 from holdfast.spec import TensorSpec
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import TENSOR_KINDS, Tree, Typed
+from holdfast.state.values import DRESSED, TENSOR_KINDS, Tree, Typed
 from holdfast.storage.source import ByteSource
 from holdfast.surgery.report import Rewritten
 from holdfast.surgery.states import beside, find_state, items_of, stored_bytes, versions_of, with_items
@@ -137,7 +137,7 @@ def _side(source: Source, at: str | None, weight: float) -> _Side:
 
 def _plain(item: Tree) -> Tree:
     """The tensor of a parameter, or of one with attributes; anything else as it is."""
-    while type(item) is Typed and item.kind in ("parameter", "attributed"):
+    while type(item) is Typed and item.kind in DRESSED:
         item = item.payload["data"]
     return item
 

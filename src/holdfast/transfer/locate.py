@@ -12,7 +12,7 @@ from holdfast.formats.base import StoredTensor
 from holdfast.spec import Path
 from holdfast.state.flatten import child, keys
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import Tree, Typed
+from holdfast.state.values import TENSOR_KINDS, Tree, Typed
 
 _MODULE_NAMES = ("state_dict", "model_state_dict", "model", "net", "network")
 _OPTIMIZER_NAMES = ("optimizer", "optimizer_state_dict", "optim", "opt")
@@ -53,7 +53,7 @@ def _is_empty(tree: Tree) -> bool:
 
 def _is_tensor(tree: Tree) -> bool:
     return isinstance(tree, StoredTensor) or (
-        isinstance(tree, Typed) and tree.kind in ("parameter", "quantized", "sparse")
+        isinstance(tree, Typed) and (tree.kind == "parameter" or tree.kind in TENSOR_KINDS)
     )
 
 

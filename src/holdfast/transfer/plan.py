@@ -20,7 +20,7 @@ from holdfast.policy.shape import common_box
 from holdfast.serialization.lowering import DTYPE_NAMES
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import child, keys
-from holdfast.state.values import Tree, Typed
+from holdfast.state.values import DRESSED, Tree, Typed
 
 
 class ObjectPlan(msgspec.Struct):
@@ -121,7 +121,7 @@ def _one_writer(reads: dict[str, StoredTensor], tied: Mapping[str, str]) -> dict
 
 def plain_tensor(tree: Tree) -> StoredTensor | None:
     """The strided tensor that a leaf of a state_dict is, or None for anything else."""
-    if isinstance(tree, Typed) and tree.kind == "parameter":
+    while isinstance(tree, Typed) and tree.kind in DRESSED:
         tree = tree.payload["data"]
     return tree if isinstance(tree, StoredTensor) else None
 

@@ -30,7 +30,7 @@ from holdfast.state.modules import (
     with_states,
 )
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import Opaque, Tree, Typed
+from holdfast.state.values import Opaque, Tree, Typed, needed_class
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.save import Saved
 
@@ -128,8 +128,9 @@ def untrusted(tree: Tree, file: str, trusted: Collection[str] = ()) -> Untrusted
     stack: list[tuple[Path, Tree]] = [((), tree)]
     while stack:
         path, node = stack.pop()
-        if type(node) is Opaque and node.type_name not in names and node.type_name not in trusted:
-            names.append(node.type_name)
+        name = needed_class(node)
+        if name is not None and name not in names and name not in trusted:
+            names.append(name)
         if type(node) in (dict, list, Typed, Opaque):
             stack.extend(reversed(list(below(path, node))))
     if not names:
