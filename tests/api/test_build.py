@@ -189,3 +189,22 @@ def test_args_are_not_taken_for_a_config(file: Path) -> None:
     holdfast.save({"model": Needy(2), "args": argparse.Namespace(width=2)}, file)
     with pytest.raises(ConfigMissing):
         holdfast.build(file, factory=Needy)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        None,
+        [],
+        {},
+        {"inputs": 3, "digest": "", "summary": []},
+        {"inputs": [{"dtype": "load", "shape": [1], "data": b"1234"}], "digest": "", "summary": []},
+        {"inputs": [{"dtype": "float32", "shape": [10**14], "data": b""}], "digest": "", "summary": []},
+        {"inputs": [{"dtype": "float32", "shape": [2, 4], "data": b"12345"}], "digest": "", "summary": []},
+        {"inputs": [], "outputs": [{"dtype": "float32"}], "digest": "", "summary": []},
+    ],
+)
+def test_a_damaged_probe_is_said_and_no_more(probe: Any) -> None:
+    from holdfast.objects.probe import replay
+
+    assert replay(Dropping(), probe).startswith("the probe in the file is damaged and was not replayed: ")

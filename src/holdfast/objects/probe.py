@@ -46,22 +46,26 @@ def make_probe(module: nn.Module, example: Any) -> dict[str, Any]:
     return probe
 
 
-def replay(module: nn.Module, probe: dict[str, Any]) -> str:
+def replay(module: nn.Module, probe: Any) -> str:
     """Asks the model again; says "same answers", or how far off they are. Its mode is left as it was."""
-    arguments = [_unpack(value) if isinstance(value, dict) else value for value in probe["inputs"]]
+    try:
+        arguments = [_unpack(value) if isinstance(value, dict) else value for value in probe["inputs"]]
+        before = [_unpack(value) for value in probe.get("outputs", ())]
+        digest, summary = str(probe["digest"]), probe["summary"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
+        return f"the probe in the file is damaged and was not replayed: {type(reason).__name__}: {reason}"
     try:
         answers = _answers(module, arguments)
     except Exception as reason:  # whatever the model's forward raises: the load itself went well
         return f"the probe can't be replayed: {type(reason).__name__}: {reason}"
-    if _digest(answers) == probe["digest"]:
+    if _digest(answers) == digest:
         return "same answers to the probe as when it was saved"
-    if "outputs" not in probe or len(probe["outputs"]) != len(answers):
-        return f"OTHER answers to the probe than when it was saved: {_told(answers)}, before {probe['summary']}"
-    before = [_unpack(value) for value in probe["outputs"]]
+    if len(before) != len(answers):
+        return f"OTHER answers to the probe than when it was saved: {_told(answers)}, before {summary}"
     if any(old.shape != new.shape for old, new in zip(before, answers, strict=True)):
         return "OTHER answers to the probe than when it was saved: of another shape"
     off = max((_distance(old, new) for old, new in zip(before, answers, strict=True)), default=0.0)
-    largest = max((float(old.double().abs().max()) for old in before if old.numel()), default=0.0)
+    largest = max((float(old.to(torch.complex128).abs().max()) for old in before if old.numel()), default=0.0)
     if off <= 1e-5 * max(largest, 1.0):
         return f"same answers to the probe as when it was saved, to {off:.1e} (another machine or torch)"
     return (
@@ -108,11 +112,13 @@ def _pack(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _unpack(packed: dict[str, Any]) -> torch.Tensor:
+    """A tensor of a record. It comes from a file: a shape without its bytes must not ask for memory."""
     dtype = getattr(torch, packed["dtype"], None)
     if not isinstance(dtype, torch.dtype):
-        raise ArgumentError(f"the probe has a tensor of dtype {packed['dtype']!r}, which is none")
-    raw = torch.tensor(list(packed["data"]), dtype=torch.uint8)
-    return raw.view(dtype).reshape(packed["shape"]) if raw.numel() else torch.empty(packed["shape"], dtype=dtype)
+        raise ValueError(f"no dtype {packed['dtype']!r}")
+    if not packed["data"]:
+        return torch.empty(0, dtype=dtype).reshape(packed["shape"])
+    return torch.tensor(list(packed["data"]), dtype=torch.uint8).view(dtype).reshape(packed["shape"])
 
 
 def _digest(answers: list[torch.Tensor]) -> str:
