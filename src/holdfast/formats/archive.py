@@ -362,9 +362,7 @@ def _check_local(window: _Window, file: str, record: Record, following: int) -> 
         if (crc, packed, full) != (record.crc, record.packed, record.size):
             raise _lie(file, record.header, f"the header of {shown(record.name)} and the directory disagree")
         return end
-    if any(
-        small not in (0, BIG, true) for small, true in ((packed, record.packed), (full, record.size), (crc, record.crc))
-    ):
+    if packed not in (0, BIG, record.packed) or full not in (0, BIG, record.size) or crc not in (0, BIG, record.crc):
         raise _lie(file, record.header, f"the header of {shown(record.name)} and the directory disagree")
     return _check_descriptor(window, file, record, end, following)
 

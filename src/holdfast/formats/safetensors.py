@@ -20,6 +20,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, UnknownFormat, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.formats.packing import Packed, pack
 from holdfast.formats.safetensors_header import (
     HEADER_LIMIT,
@@ -72,6 +73,7 @@ def sniff(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= HEADER_LIMIT
 
 
+@collector_paused
 def open(source: ByteSource, file: str) -> SafetensorsContainer:  # noqa: A001 - a Format's verb
     """Reads and checks the header.
 
@@ -139,6 +141,7 @@ class SafetensorsContainer(Container):
             raise corrupt(self.file, f"its record has {found:,} chunk digests, its tensors have {wanted:,} chunks")
         return result
 
+    @collector_paused
     def document(self) -> Document:
         """The tree: from our record when there is one, else a dict of the tensors by name."""
         tensors = self.tensors()
@@ -268,6 +271,7 @@ def _row_major(name: str, tensor: StoredTensor) -> Packed:
     return Packed(name, "uint8", (spec.nbytes,), tensor.segment.source, start, spec.nbytes)
 
 
+@collector_paused
 def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes a document with our record: any safetensors reader finds its tensors by their dotted paths.
 

@@ -376,7 +376,7 @@ class _Writing:
                 data = self._bytes(name, content, done)
                 record.crc = crc32(data)
                 self._block += (record.head(), data, record.tail())
-                if record.end - self._at > _BLOCK:
+                if record.start - self._at > _BLOCK:
                     self._flush(record.end)
             done.append(record)
         self._block.append(directory(done))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -49,7 +48,7 @@ class TensorMemory(MemorySource):
         self._address = tensor.data_ptr() + start
         self._length = length
 
-    @functools.cached_property
+    @property
     def view(self) -> memoryview:  # type: ignore[override]  # made when asked for: a small tensor is copied out instead
         return view_memory(self._address, self._length)
 
