@@ -95,7 +95,7 @@ PLACES: list[tuple[Callable[[Module], list[str]], dict[str, str]]] = [
             "spec": "the place",
             "policy.dtype": "which dtype holds every value of which: a relation, not a list",
             "formats.arrays": "numpy's own codes",
-            "serialization.reading": "the integers behind quantized dtypes",
+            "serialization.kinds": "the integers behind quantized dtypes",
         },
     ),
     (decides_strictness, {"objects.module": "rolling back: extra state has no other way in, and all else is in place"}),

@@ -266,13 +266,6 @@ def test_requires_grad_parameters_and_graphs(form: str) -> None:
     assert all(tensor.grad_fn is None for tensor in loaded.values())
 
 
-def test_attributes_of_a_tensor_are_said_to_be_left_out() -> None:
-    tensor = torch.ones(2)
-    tensor.mine = 5  # type: ignore[attr-defined]
-    _, saved = written({"t": tensor}, "pt")
-    assert saved.notes == ["`t` carries attributes of its own, which are not stored: mine"]
-
-
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_attributes_and_storages_that_torch_stored_come_back() -> None:
     tensor = torch.ones(3)
@@ -289,33 +282,6 @@ def test_attributes_and_storages_that_torch_stored_come_back() -> None:
     assert loaded["typed"].dtype == torch.float32
     assert loaded["typed"].tolist() == [1.0, 1.0]
     assert bytes(loaded["bare"]) == bytes(bare.untyped_storage())
-
-
-class Tagged(torch.Tensor):
-    pass
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: torch.ones(2).as_subclass(Tagged),
-            r"`m.0`: a tensor of class .*Tagged can't be stored yet;",
-        ),
-        (
-            lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-            r"`m.0`: nested tensors can't be stored yet; store unbind\(\)",
-        ),
-        (lambda: torch.ones(2, 2).to_mkldnn(), r"`m.0`: layout _mkldnn can't be stored; store to_dense\(\)"),
-        (nn.UninitializedParameter, r"`m.0`: a tensor of class .*UninitializedParameter can't be stored yet"),
-    ],
-    ids=["subclass", "nested", "mkldnn", "lazy"],
-)
-def test_tensors_that_cant_be_stored(make: Callable[[], torch.Tensor], message: str, form: str) -> None:
-    with pytest.raises(UnsupportedValue, match=message) as caught:
-        written({"m": [make()]}, form)
-    assert caught.value.path == "m.0"
 
 
 def test_a_dtype_that_this_torch_lacks() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from holdfast.errors import UnsupportedValue
+from holdfast.formats.tensors import PACKED
 from holdfast.spec import TensorSpec
 
 _AS_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-_QUANTIZED = {torch.int8: torch.qint8, torch.uint8: torch.quint8, torch.int32: torch.qint32}
-_PACKED = {"quint4x2": torch.quint4x2, "quint2x4": torch.quint2x4}
+_QUANTIZED = {getattr(torch, plain): getattr(torch, name) for name, plain in _AS_INTEGERS.items()}
+_PACKED_DTYPES = {name: getattr(torch, name) for name in PACKED}
 
 
 def live_dtype(spec: TensorSpec) -> torch.dtype:
@@ -90,7 +91,7 @@ def _lift_quantized(payload: Any) -> torch.Tensor:
         raise ValueError(f"{tuple(scales.shape)} scales, {tuple(zeros.shape)} zero points, {shape[axis]} channels")
     if "packed" not in payload and scheme == "per_channel_affine":
         return torch._make_per_channel_quantized_tensor(data, scales, zeros, axis)
-    dtype = _PACKED.get(payload.get("packed"), _QUANTIZED.get(data.dtype))
+    dtype = _PACKED_DTYPES.get(payload.get("packed"), _QUANTIZED.get(data.dtype))
     if dtype is None:
         raise ValueError(f"a quantized tensor of {data.dtype}")
     empty = torch._empty_per_channel_affine_quantized
