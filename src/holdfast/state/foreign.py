@@ -61,9 +61,11 @@ def scalar_text(payload: Any) -> str | None:
     return repr(value)
 
 
-_STRUCT_CODES = {
-    **{"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"},
-    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+_STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"} | {
+    "u1": "B",
+    "u2": "H",
+    "u4": "I",
+    "u8": "Q",
 }
 """numpy's dtype codes, without the byte order, as struct has them."""
 
