@@ -25,7 +25,8 @@ from holdfast.storage.source import MemorySource
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
-    pytest.mark.filterwarnings("ignore:is_fx_tracing"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
 ]
 
 FORMATS = ["pt", "safetensors"]
@@ -109,10 +110,17 @@ def test_nested(name: str, writer: str) -> None:
     assert loaded.dtype == tensor.dtype
     assert len(loaded.unbind()) == len(tensor.unbind())
     assert all(torch.equal(a, b) for a, b in zip(loaded.unbind(), tensor.unbind(), strict=True))
-    if writer == "pt":
+    if writer == "pt" and name != "none":  # which torch writes and can't read
         stream.seek(0)
         theirs = torch.load(stream, weights_only=True)["t"]
         assert all(torch.equal(a, b) for a, b in zip(theirs.unbind(), tensor.unbind(), strict=True))
+
+
+def test_nested_sizes_of_another_dtype() -> None:
+    parts = {"data": torch.ones(6), "sizes": torch.tensor([[6]], dtype=torch.int32), "strides": torch.tensor([[1]])}
+    tree = Typed("nested", {name: stored(part) for name, part in (parts | {"offsets": torch.tensor([0])}).items()})
+    with pytest.raises(CorruptFile, match="a nested tensor whose sizes are not all int64"):
+        read_tree(tree, "f.pt")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -144,15 +152,17 @@ def jagged(**options: Any) -> Any:
     return torch.nested.nested_tensor([torch.arange(3.0), torch.arange(2.0)], layout=torch.jagged, **options)
 
 
+def turned(parts: list[torch.Tensor]) -> Any:
+    return torch.nested.nested_tensor(parts, layout=torch.jagged).transpose(1, 2)
+
+
 JAGGED: dict[str, Callable[[], Any]] = {
     "plain": jagged,
     "gradient": lambda: jagged(requires_grad=True),
     "lengths": lambda: torch.nested.narrow(
         torch.arange(20.0).reshape(2, 10), 1, torch.tensor([0, 3]), torch.tensor([4, 5]), layout=torch.jagged
     ),
-    "transposed": lambda: torch.nested.nested_tensor(
-        [torch.ones(3, 4), torch.zeros(2, 4)], layout=torch.jagged
-    ).transpose(1, 2),
+    "transposed": lambda: turned([torch.ones(3, 4), torch.zeros(2, 4)]),
 }
 
 
@@ -308,9 +318,12 @@ def test_a_class_comes_back_when_it_is_trusted_and_its_bytes_always(theirs: Any,
     assert type(loaded) is theirs.Tagged
     assert loaded.tag == "x"
     assert torch.equal(loaded.as_subclass(torch.Tensor), torch.arange(6.0).reshape(2, 3))
+    stream.seek(0)
     with pytest.raises(UntrustedType, match=r"not rebuilt from a file: their_tensors\.Tagged\. Ways on"):
         holdfast.load(stream)
+    stream.seek(0)
     opaque = holdfast.load(stream, opaque=True)["t"]
+    stream.seek(0)
     assert (opaque.type_name, opaque.state) == ("their_tensors.Tagged", {"tag": "x"})
     assert torch.equal(opaque.args[0], torch.arange(6.0).reshape(2, 3))
     with holdfast.open(stream) as ckpt:
@@ -361,9 +374,12 @@ def test_a_wrapper_is_made_of_its_attributes(theirs: Any, writer: str) -> None:
     assert type(loaded) is theirs.Doubled
     assert (loaded.shape, loaded.dtype) == ((4,), torch.float32)
     assert torch.equal(loaded.inner, torch.arange(4.0))
+    stream.seek(0)
     with pytest.raises(UntrustedType, match=r"their_tensors\.Doubled"):
         holdfast.load(stream)
+    stream.seek(0)
     assert torch.equal(holdfast.load(stream, opaque=True)["t"].state["inner"], torch.arange(4.0))
+    stream.seek(0)
     with holdfast.open(stream) as ckpt:
         assert torch.equal(ckpt["t.state.inner"].read(), torch.arange(4.0))
     if writer == "pt":
@@ -374,9 +390,7 @@ def test_a_wrapper_is_made_of_its_attributes(theirs: Any, writer: str) -> None:
 def test_a_class_that_changed(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = written([tagged(theirs)], "pt")
     monkeypatch.setattr(theirs, "Tagged", type("Tagged", (), {}))
-    with pytest.raises(
-        CorruptFile, match=r"their_tensors\.Tagged does not take .*: TypeError: it is no class of tensors"
-    ):
+    with pytest.raises(CorruptFile, match=r"Tagged does not take .*: TypeError: it is no class of tensors"):
         holdfast.load(stream, trusted={"their_tensors.Tagged"})
 
 

@@ -107,6 +107,10 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def _lift_nested(payload: Any) -> torch.Tensor:
     data, sizes, strides, offsets = (payload[name] for name in ("data", "sizes", "strides", "offsets"))
+    if sizes.dim() == strides.dim() == 0 and not offsets.numel():  # of no tensors; torch can't read its own
+        return torch.nested.nested_tensor([], dtype=data.dtype, device=data.device)
+    if {sizes.dtype, strides.dtype, offsets.dtype} != {torch.int64}:
+        raise ValueError("a nested tensor whose sizes are not all int64")
     shapes, steps, starts = sizes.tolist(), strides.tolist(), offsets.tolist()
     # torch would look at the memory behind the buffer
     for shape, step, start in zip(shapes, steps, starts, strict=True):
