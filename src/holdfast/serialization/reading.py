@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -88,9 +90,7 @@ class _Placeholder:
 
 def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[torch.Tensor]:
     """Reads tensors into new memory, in parallel; those that share a segment share memory again."""
-    users: dict[int, int] = {}
-    for leaf in stored:
-        users[id(leaf.segment)] = users.get(id(leaf.segment), 0) + 1
+    users = Counter([id(leaf.segment) for leaf in stored])
     tensors: list[torch.Tensor | None] = [None] * len(stored)
     blank = _Blank(placement)
     at_once: list[ReadRequest] = []
@@ -124,7 +124,13 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
 
 
 def _fills_segment(leaf: StoredTensor) -> bool:
-    return leaf.offset == 0 and leaf.spec.stride is None and leaf.spec.nbytes == leaf.segment.length
+    return leaf.offset == 0 and _row_major_bytes(leaf.spec) == leaf.segment.length
+
+
+@functools.lru_cache(maxsize=1024)
+def _row_major_bytes(spec: TensorSpec) -> int | None:
+    """The bytes of a tensor without a stride of its own; models repeat few specs."""
+    return spec.nbytes if spec.stride is None else None
 
 
 class _Blank:

@@ -43,6 +43,7 @@ class Saved(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
 
+@collector_paused
 def save_file(
     obj: Any,
     f: Destination,
