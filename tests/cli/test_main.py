@@ -33,7 +33,7 @@ def process(*arguments: object, **environment: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
 
 
-LIGHT = ["inspect", "ls", "show", "path", "verify"]
+LIGHT = ["doctor", "explain", "inspect", "ls", "path", "prune", "show", "verify"]
 """Verbs that take a run and nothing else, and need no torch."""
 
 

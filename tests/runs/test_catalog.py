@@ -69,13 +69,14 @@ def test_a_folder_that_was_renamed_is_not_taken_for_another_step(root: Path) -> 
     assert listed.problem == "its manifest says step 1: the folder was renamed or copied"
 
 
-def test_a_fresh_start_says_why(root: Path) -> None:
+def test_no_checkpoint_to_go_on_from_says_why(root: Path) -> None:
     root.mkdir()
     assert choose_resume(scan(root)).reasons == ("no checkpoint yet: a fresh start",)
     (root / step_name(3)).mkdir()
     choice = choose_resume(scan(root))
-    assert choice.step is None
-    assert choice.reasons[0] == "no checkpoint can be read: a fresh start"
+    assert (choice.step, choice.stops) == (None, True)
+    assert choice.reasons[0] == "no checkpoint can be read: a training stops here, it does not begin anew"
+    assert choice.reasons[1].startswith("step 3 is passed over")
 
 
 def test_best_is_never_nan_and_zero_is_a_value_and_ties_go_to_the_later(root: Path) -> None:

@@ -20,9 +20,11 @@ from holdfast.runs.retention import (
     KeepWithin,
     Pinned,
     Rule,
+    keep_text,
     parse_amount,
     parse_keep,
     plan_prune,
+    with_best,
 )
 from holdfast.runs.run_file import BestRule, parse_best
 from tests.runs.hand_made import NOON, commit, facts
@@ -190,3 +192,20 @@ def test_supersede_moves_the_later_ones(root: Path) -> None:
     assert [one.step for one in scan(root).readable] == [1, 2]
     assert scan(root).superseded == ("step-00000003", "step-00000004")
     assert supersede(root, 2) == []
+
+
+# ---- the text of rules -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(RULES, min_size=1, max_size=4))
+def test_rules_are_the_text_that_is_parsed(rules: list[Rule]) -> None:
+    assert parse_keep(keep_text(rules)) == tuple(rules)
+
+
+def test_the_best_is_kept_where_a_run_names_one() -> None:
+    low = BestRule("loss", "min")
+    assert with_best([KeepLast(1)], low) == (KeepLast(1), KeepBest("loss", "min"))
+    assert with_best([KeepLast(1), KeepBest("loss", "max")], low)[2:] == (KeepBest("loss", "min"),)
+    assert with_best([KeepBest("loss", "min", 3)], low) == (KeepBest("loss", "min", 3),)
+    assert with_best([KeepLast(1)], None) == (KeepLast(1),)
+    assert with_best([], low) == ()

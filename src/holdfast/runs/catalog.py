@@ -66,12 +66,14 @@ class Choice(msgspec.Struct, frozen=True):
     """Which step a run goes on from.
 
     Attributes:
-        step: None when it starts fresh.
+        step: None when there is none to go on from.
         reasons: for people, the decision first, then what was passed over.
+        stops: whether a training stops here: all that there was is damaged, and beginning anew would hide it.
     """
 
     step: int | None
     reasons: tuple[str, ...]
+    stops: bool = False
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
@@ -110,9 +112,12 @@ def choose_resume(catalog: Catalog) -> Choice:
     """The newest checkpoint whose manifest is good; newer damaged ones are named in the reasons."""
     passed = [one for one in catalog.checkpoints if one.manifest is None]
     partial = [f"step {step} was never committed" for step in catalog.partial]
+    if not catalog.readable and (passed or catalog.quarantined):
+        quarantined = [f"{name} is in {QUARANTINE}/" for name in catalog.quarantined]
+        stop = "no checkpoint can be read: a training stops here, it does not begin anew"
+        return Choice(None, (stop, *_problems(passed), *quarantined, *partial), stops=True)
     if not catalog.readable:
-        start = "no checkpoint can be read" if passed else "no checkpoint yet"
-        return Choice(None, (f"{start}: a fresh start", *_problems(passed), *partial))
+        return Choice(None, ("no checkpoint yet: a fresh start", *partial))
     chosen = catalog.readable[-1]
     count = len(catalog.readable)
     first = f"step {chosen.step} is the newest of {count} checkpoint{'s' if count > 1 else ''}"

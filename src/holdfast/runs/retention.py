@@ -134,6 +134,19 @@ def parse_keep(text: str, *, best: BestRule | None = None) -> tuple[Rule, ...]:
     return rules
 
 
+def keep_text(rules: Sequence[Rule]) -> str:
+    """Rules as the text that :func:`parse_keep` reads: ``last:2 best:1:val_acc:max``."""
+    return " ".join(_text(rule) for rule in rules)
+
+
+def with_best(rules: Sequence[Rule], best: BestRule | None) -> tuple[Rule, ...]:
+    """The rules, and one that keeps the best where none does: a run that names a best one means to have it."""
+    if not rules or best is None:
+        return tuple(rules)
+    kept = any(isinstance(one, KeepBest) and (one.metric, one.mode) == (best.metric, best.mode) for one in rules)
+    return tuple(rules) if kept else (*rules, KeepBest(best.metric, best.mode))
+
+
 def plan_prune(
     checkpoints: Sequence[Listed],
     rules: Sequence[Rule],
@@ -229,6 +242,16 @@ def _parse_rule(word: str, best: BestRule | None) -> Rule:
         f"{printable(word)!r} is no retention rule: last:2, best:1, best:3:val_acc:max, every:10ep, every:1000step, "
         "within:24h and pinned are"
     )
+
+
+def _text(rule: Rule) -> str:
+    if isinstance(rule, KeepLast):
+        return f"last:{rule.n}"
+    if isinstance(rule, KeepBest):
+        return f"best:{rule.n}:{rule.metric}:{rule.mode}"
+    if isinstance(rule, KeepEvery):
+        return f"every:{rule.epochs}ep" if rule.steps is None else f"every:{rule.steps}step"
+    return f"within:{rule.seconds}s" if isinstance(rule, KeepWithin) else "pinned"
 
 
 def _refuse_empty(rules: Sequence[Rule]) -> None:

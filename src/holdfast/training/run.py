@@ -14,8 +14,8 @@ from holdfast.errors import ArgumentError, MissingPart
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.loader import LoaderPart
 from holdfast.objects.rng import capture_rng, restore_rng
-from holdfast.runs.retention import KeepBest, Rule, parse_keep
-from holdfast.runs.run_file import BestRule, parse_best
+from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
+from holdfast.runs.run_file import parse_best
 from holdfast.training.folder import Committed, RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -87,8 +87,8 @@ class Run:
         self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
         self._watch = SignalWatch(self._on_signal) if "signal" in words else None
         rule = None if best is None else parse_best(best)
-        rules = _with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
-        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else str(list(keep)), "save": save}
+        rules = with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
+        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
         self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
         self._args = args
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
@@ -369,14 +369,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.path!r}, {self.position})"
-
-
-def _with_best(rules: Sequence[Rule], best: BestRule | None) -> list[Rule]:
-    """Retention rules that never let the best checkpoint go: a run that names a best one means to have it."""
-    kept = [one for one in rules if isinstance(one, KeepBest) and best is not None and one.metric == best.metric]
-    if not rules or best is None or kept:
-        return list(rules)
-    return [*rules, KeepBest(best.metric, best.mode)]
 
 
 def _check_names(objects: Mapping[str, Any]) -> None:
