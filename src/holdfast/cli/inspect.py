@@ -16,7 +16,6 @@ from holdfast.spec import Path
 from holdfast.state.flatten import leaves, seen_parts
 from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
-from holdfast.state.skeleton import outline
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
 from holdfast.state.values import Tree, needed_class
 
@@ -135,8 +134,13 @@ def _print_tensors(tensors: _Tensors, *, everything: bool) -> None:
 
 def _modules(tree: Tree, glob: str | None) -> list[list[str]]:
     """The parts of the whole modules in a tree: dotted path, and what each is."""
+    modules = find_modules(tree)
+    if not modules:
+        return []
+    from holdfast.state.skeleton import outline  # a table of all layers, which most files do without
+
     found = []
-    for path, module in find_modules(tree).items():
+    for path, module in modules.items():
         for name, text in outline(module):
             full = dotted(path) if name == ROOT else dotted((*path, name))
             if glob is None or matches((full,), glob):

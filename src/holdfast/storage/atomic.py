@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 
@@ -119,7 +118,7 @@ def _open_partial(folder: str, name: str, mode: int | None, syscalls: Syscalls) 
     The guard shares the first one's lock and outlives it until the rename is done.
     """
     while True:
-        partial = os.path.join(folder, f"{_partial_prefix(name)}{secrets.token_hex(8)}{PARTIAL}")
+        partial = os.path.join(folder, f"{_partial_prefix(name)}{os.urandom(8).hex()}{PARTIAL}")
         fd = syscalls.open_new(partial, 0o666 if mode is None else mode)
         try:
             with contextlib.suppress(OSError):  # a file system without locks: sweepers can't lock either, and keep off

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 
@@ -86,7 +85,7 @@ def examine(folder: str, *, syscalls: Syscalls = LOCAL) -> FileSystem:
 
 
 def _features(folder: str, syscalls: Syscalls) -> Iterator[Feature]:
-    path = os.path.join(folder, f"holdfast-doctor-{secrets.token_hex(8)}")
+    path = os.path.join(folder, f"holdfast-doctor-{os.urandom(8).hex()}")
     sample = os.path.join(path, _SAMPLE)
     linked: list[bool] = []
     begin = time.perf_counter()
