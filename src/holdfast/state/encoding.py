@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile
-from holdfast.state.flatten import check_payload
 from holdfast.state.paths import printable
+from holdfast.state.payloads import check_payload
 from holdfast.state.values import MAX_DEPTH, Opaque, Tree, Typed
 
 _INT64 = 2**63

@@ -51,12 +51,6 @@ def seen_parts(path: Path, node: Tree) -> list[tuple[Path, Tree]]:
 
 
 _WITH_ITEMS = frozenset({"state_dict", "defaultdict"})
-_NAMED = (
-    _WITH_ITEMS
-    | {"namespace", "record", "parameter", "attributed", "sparse", "quantized", "meta"}
-    | {"torch.storage", "nested"}
-    | {"jagged", "subclass", "wrapper"}
-)
 _SAME: Any = object()
 _TRANSPARENT = {"items", "data", "fields", "tensor"}
 """Parts of a payload that are the value itself to a reader: they add no level to the path."""
@@ -102,28 +96,6 @@ def _pairs(pairs: Tree) -> Iterator[tuple[Any, Tree, bool]]:
             label = str(pair[0].payload if type(pair[0]) is Typed else pair[0])
             yield label, pair[0], False
             yield label, pair[1], True
-
-
-def check_payload(kind: str, payload: Tree) -> None:
-    """Raises TypeError unless a payload of a file has the parts that walking it relies on; ``lift`` sees the rest."""
-    if kind in PAIR_KINDS:
-        _check_pairs(payload)
-    elif kind in _NAMED and type(payload) is not dict:
-        raise TypeError(f"a {kind} is made of named parts")
-    elif kind in _WITH_ITEMS:
-        if type(payload.get("items")) is not dict:
-            _check_pairs(payload.get("items"))
-        if kind == "state_dict":
-            _check_pairs(payload.get("metadata"))
-    elif kind in ("subclass", "wrapper") and (type(payload.get("class")) is not str or "state" not in payload):
-        raise TypeError(f"a {kind} is made of its class and state")
-    elif kind == "record" and [type(payload.get(name)) for name in ("class", "form", "fields")] != [str, str, dict]:
-        raise TypeError("a record is made of its class, form and fields")
-
-
-def _check_pairs(payload: Tree) -> None:
-    if type(payload) is not list or any(type(pair) is not list or len(pair) != 2 for pair in payload):
-        raise TypeError("a mapping is made of pairs")
 
 
 def child(tree: Tree, key: Any) -> Tree | None:

@@ -308,18 +308,16 @@ def _lift(tree: Tree, how: Lifting) -> Any:
         return how.leaf(tree)
     if tree.kind == "record":
         return _lift_record(tree.payload, how)
-    if tree.kind == "state_dict":
-        return _lift_state_dict(tree.payload, how)
     if tree.kind in _CLASSED:
         return _lift_classed(tree, how)
     make = how.kinds.get(tree.kind) or (tree.kind in KINDS and KINDS[tree.kind].lift)
-    if not make:
+    if not make and tree.kind != "state_dict":
         raise CorruptFile(
             f"`{how.file}`: holds a value of kind {tree.kind!r}, unknown to this version; a newer holdfast wrote it",
             file=how.file,
         )
     try:
-        return make(_lift(tree.payload, how))
+        return make(_lift(tree.payload, how)) if make else _lift_state_dict(tree.payload, how)
     except RecursionError:
         raise
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:

@@ -145,7 +145,7 @@ def _renamed(tree: Tree, live: list[str], policy: Policy, refused: set[str]) -> 
     payload = tree if isinstance(tree, dict) else tree.payload
     items = payload["items"] if isinstance(tree, Typed) and tree.kind == "state_dict" else payload
     pairs = items.items() if isinstance(items, dict) else items
-    pairs = [(name, item) for name, item in pairs if name in names]
+    pairs = [(name, item) for name, item in pairs if type(name) is str and name in names]
     renamed: Any = [
         [rename(name), item] for name, item in pairs if not (isinstance(policy, Warm) and rename(name) in refused)
     ]
