@@ -40,7 +40,7 @@ _SLACK = 1 << 10
 """Bytes that deflate may add to what it can't shrink, for the beginning of a record."""
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, gc=False):
     """One file inside the archive.
 
     Attributes:

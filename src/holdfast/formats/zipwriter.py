@@ -37,7 +37,7 @@ ALIGNMENT = 64
 _TAIL, _LONG_TAIL = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
 
 
-class Planned(msgspec.Struct):
+class Planned(msgspec.Struct, gc=False):
     """One record of the archive to be.
 
     Attributes:

@@ -28,7 +28,8 @@ Memory = bytes | bytearray | memoryview
 _MEMORY = (bytes, bytearray, memoryview)
 
 
-class WriteRequest(msgspec.Struct, eq=False):
+# gc=False below: there may be fifty thousand of these, and they form no cycles
+class WriteRequest(msgspec.Struct, eq=False, gc=False):
     """Bytes and where they go in the file that is written.
 
     Attributes:
@@ -52,7 +53,7 @@ class WriteRequest(msgspec.Struct, eq=False):
         return whole - self.start
 
 
-class Written(msgspec.Struct, frozen=True):
+class Written(msgspec.Struct, frozen=True, gc=False):
     """What one request wrote.
 
     Attributes:
@@ -64,7 +65,7 @@ class Written(msgspec.Struct, frozen=True):
     crc32: int | None = None
 
 
-class ReadRequest(msgspec.Struct, eq=False):
+class ReadRequest(msgspec.Struct, eq=False, gc=False):
     """Memory and the bytes that go into it.
 
     Attributes:
