@@ -366,8 +366,7 @@ class _Writing:
         """Writes everything; digests and checksums are taken on the way."""
         self._large(contents)
         done: list[Planned] = []
-        for name, content in contents.items():
-            record = self._planned[name]
+        for (name, content), record in zip(contents.items(), self._planned.values(), strict=True):
             if isinstance(content, Segment) and content.length > _SMALL:
                 self._block.append(record.head())
                 self._flush(record.start + record.size)
