@@ -292,3 +292,15 @@ def test_rules_that_a_program_gave_as_objects_are_read_again(holdfast: Holdfast,
     assert steps(tmp_path / "run") == [1, 3]
     assert "retention: last:1 every:10step best:1:loss:min\n" in holdfast("explain", tmp_path / "run").out
     assert "0 of 2 checkpoints deleted" in holdfast("prune", tmp_path / "run").out
+
+
+def test_a_trainings_own_checkpoints_verify_and_are_pruned(holdfast: Holdfast, tmp_path: Path) -> None:
+    """Its random state holds numpy arrays, which checkpoints made by hand do not."""
+    from holdfast import Run
+
+    with Run(tmp_path / "run", best="loss:min") as own:
+        for step in range(1, 4):
+            own.save(step=step, metrics={"loss": float(step)})
+    assert holdfast("verify", tmp_path / "run").code == 0
+    assert "1 of 3 checkpoints deleted" in holdfast("prune", tmp_path / "run", "--keep", "last:1").out
+    assert steps(tmp_path / "run") == [1, 3]

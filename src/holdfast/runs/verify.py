@@ -215,7 +215,7 @@ def _verify_small(folder: str, manifest: Manifest, findings: list[Finding]) -> S
             if name == ENTRIES:
                 entries = decode_entries(data, manifest.files, path)
             elif entries is not None:
-                decode_state(data, lambda index: index, len(entries), path)
+                decode_state(data, [entry.spec for entry in entries].__getitem__, len(entries), path)
         except (FormatError, NotFound) as reason:
             findings.append(_from_error(path, reason))
     return entries or ()
