@@ -21,7 +21,7 @@ import msgspec
 from holdfast.errors import CorruptFile, MismatchError, RefusedFile, UnsupportedValue, UntrustedType
 from holdfast.spec import Path
 from holdfast.state.foreign import foreign_kinds, numpy_type
-from holdfast.state.paths import dotted
+from holdfast.state.paths import dotted, printable
 from holdfast.state.plain import pairs, plain_kinds
 
 MAX_DEPTH = 500
@@ -321,7 +321,8 @@ def _lift(tree: Tree, how: Lifting) -> Any:
     except RecursionError:
         raise
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as reason:
-        raise CorruptFile(f"`{how.file}`: a value of kind {tree.kind!r} is damaged: {reason}", file=how.file) from None
+        text = f"`{how.file}`: a value of kind {tree.kind!r} is damaged: {printable(str(reason))}"
+        raise CorruptFile(text, file=how.file) from None
 
 
 def _lift_opaque(tree: Opaque, how: Lifting) -> Any:
@@ -386,7 +387,8 @@ def _lift_trusted(tree: Opaque, how: Lifting) -> Any:
 
 def _changed(name: str, reason: Exception, how: Lifting) -> CorruptFile:
     return CorruptFile(
-        f"`{how.file}`: {name} does not take what the file has for it: {type(reason).__name__}: {reason}",
+        f"`{how.file}`: {name} does not take what the file has for it: {type(reason).__name__}: "
+        f"{printable(str(reason))}",
         file=how.file,
     )
 

@@ -22,6 +22,7 @@ from holdfast.policy.policies import Warm
 from holdfast.serialization.memory import bump_versions
 from holdfast.serialization.reading import count_lost, fill, live_dtype, read_tree
 from holdfast.state.flatten import map_leaves
+from holdfast.state.paths import printable
 from holdfast.transfer.plan import ObjectPlan
 
 
@@ -92,8 +93,9 @@ def _assign(plan: ObjectPlan, state: Any, file: str) -> None:
     except HoldfastError:
         raise
     except Exception as reason:  # whatever the object's own load_state_dict raises
+        why = "\n".join(map(printable, str(reason).expandtabs(4).split("\n")))  # torch names keys as the file has them
         raise MismatchError(
-            f"`{file}`: `{plan.name}` refused its state, nothing was changed: {type(reason).__name__}: {reason}",
+            f"`{file}`: `{plan.name}` refused its state, nothing was changed: {type(reason).__name__}: {why}",
             file=file,
             path=plan.name,
         ) from reason
