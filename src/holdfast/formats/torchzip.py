@@ -17,7 +17,6 @@ from holdfast.errors import CorruptFile, UnknownFormat, UnsupportedValue
 from holdfast.formats.archive import Archive
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.collector import collector_paused
-from holdfast.formats.emit import emit
 from holdfast.formats.rebuild import build_tree
 from holdfast.formats.tensors import TensorPlacer
 from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_size, plan, serialization_id
@@ -277,6 +276,8 @@ def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Ma
 
 
 def _write(staged: StagedFile, document: Document, top: str) -> None:
+    from holdfast.formats.emit import emit  # who only reads need not wait for it
+
     emitted = emit(document.tree)
     segments, own = _own_record(document, emitted.segments, emitted.data)
     contents: dict[str, bytes | Segment] = {
