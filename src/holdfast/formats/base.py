@@ -95,6 +95,13 @@ class Container(ABC):
     def segments(self) -> list[Segment]:
         """All stored bytes, for verification; each is listed once, with its digests or CRC where it has them."""
 
+    def check(self, document: Document) -> None:  # noqa: B027  # most files say everything once
+        """Raises CorruptFile when a file that says a thing twice says it differently; for verification.
+
+        Args:
+            document: what ``document()`` gave.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Closes the file."""

@@ -116,6 +116,7 @@ def _converted(container: Container, f: Destination, name: str, drop: Sequence[s
 def _without(container: Container, drop: Sequence[str]) -> tuple[Document, list[str]]:
     """The document without what is to be left out, and what that was."""
     document = container.document()
+    container.check(document)
     tree, names = dropped(document.tree, drop)
     metadata = {}
     for key, text in document.metadata.items():

@@ -14,6 +14,7 @@ import msgspec
 import xxhash
 
 from holdfast.errors import CorruptFile, UnknownFormat, UnsupportedValue
+from holdfast.formats.agreement import disagreement
 from holdfast.formats.archive import Archive
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.collector import collector_paused
@@ -127,6 +128,20 @@ class TorchZip(Container):
             raise CorruptFile(f"`{shown(self.file)}`: its record is nested too deep", file=self.file) from None
         return Document(tree, objects, own.metadata)
 
+    def check(self, document: Document) -> None:
+        if self._own is None:
+            return
+        with collector_paused:
+            where = disagreement(document.tree, self._pickle, self._record_of, self.file)
+        if where is not None:
+            raise CorruptFile(
+                f"`{shown(self.file)}`: `{printable(where)}` is one thing in {_RECORD}, which holdfast reads, and "
+                "another in data.pkl, which torch reads: a program that has changed one of them has forged the digests "
+                "too. Don't trust the file",
+                file=self.file,
+                path=where,
+            )
+
     def segments(self) -> list[Segment]:
         return [self._segment(name) for name in self._archive.records if name not in self._read]
 
@@ -135,6 +150,11 @@ class TorchZip(Container):
 
     def _storage(self, key: str, location: str, length: int) -> Segment:
         """The segment of a storage that the pickle names."""
+        segment = self._record_of(key, location, length)
+        segment.location = location
+        return segment
+
+    def _record_of(self, key: str, _: str, length: int) -> Segment:
         name = f"data/{key}"
         record = self._archive.records.get(name)
         if record is None or record.size != length:
@@ -143,9 +163,7 @@ class TorchZip(Container):
                 f"`{shown(self.file)}`: data.pkl says that {printable(name)} has {length:,} bytes, {has}: corrupt",
                 file=self.file,
             )
-        segment = self._segment(name)
-        segment.location = location
-        return segment
+        return self._segment(name)
 
     def _segment(self, name: str) -> Segment:
         segment = self._segments.get(name)

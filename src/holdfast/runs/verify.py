@@ -137,9 +137,14 @@ def _verify_file(path: str, say: Callable[[str], None]) -> Verified:
 
 
 def _verify_container(container: Container) -> Verified:
-    container.document()  # the tree beside the tensors has a digest or a CRC of its own
+    document = container.document()  # the tree beside the tensors has a digest or a CRC of its own
+    findings: list[Finding] = []
+    try:
+        container.check(document)
+    except CorruptFile as reason:
+        findings.append(_from_error(container.file, reason))
     segments = container.segments()
-    findings = _damage(
+    findings += _damage(
         Check(segment.source, segment.offset, segment.length, segment.chunks, segment.crc32, segment.name)
         for segment in segments
     )
