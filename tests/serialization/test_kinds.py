@@ -437,13 +437,23 @@ class Own(torch.Tensor):
 def unstorable(theirs: Any) -> dict[str, Any]:
     doubled = theirs.Doubled(torch.ones(2))
     doubled.call = print
-    return {"own": torch.ones(2).as_subclass(Own), "lazy": nn.UninitializedParameter(), "wrapper": doubled}
+    inside = torch.Tensor._make_wrapper_subclass(theirs.Doubled, (2,), strides=(1,), storage_offset=1)
+    sparse = torch.Tensor._make_wrapper_subclass(theirs.Doubled, (2, 2), layout=torch.sparse_csr)
+    return {
+        "inside": inside,
+        "sparse": sparse,
+        "own": torch.ones(2).as_subclass(Own),
+        "lazy": nn.UninitializedParameter(),
+        "wrapper": doubled,
+    }
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("inside", r"class their_tensors\.Doubled can't be stored: it begins inside the memory of another"),
+        ("sparse", r"class their_tensors\.Doubled can't be stored: it raises RuntimeError \(layout_impl"),
         ("own", r"class .*Own can't be stored: it is pickled in a way of its own\. Store its plain form"),
         ("lazy", r"class .*UninitializedParameter can't be stored: it is pickled in a way of its own"),
         ("wrapper", r"class their_tensors\.Doubled can't be stored: it has parts that can't \(`m\.0\.state\.call`"),

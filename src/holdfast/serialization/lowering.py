@@ -216,6 +216,14 @@ class _Dressed:
         self._how = how
 
     def leaf(self, tensor: torch.Tensor, path: Path) -> Tree:
+        try:
+            return self._leaf(tensor, path)
+        except UnsupportedValue:
+            raise
+        except Exception as reason:  # whatever the class's own code raises when it is asked what it is
+            raise self._unsupported(tensor, path, f"raises {type(reason).__name__} ({reason})") from reason
+
+    def _leaf(self, tensor: torch.Tensor, path: Path) -> Tree:
         cls = type(tensor)
         if tensor.layout is torch.jagged:
             return self._jagged(tensor, path)
@@ -229,8 +237,6 @@ class _Dressed:
             return Typed("attributed", {"data": plain, "state": state})
         if cls.__reduce_ex__ not in _REDUCERS or isinstance(tensor, FakeTensor):
             raise self._unsupported(tensor, path, "is pickled in a way of its own")
-        if tensor.layout is not torch.strided:
-            raise self._unsupported(tensor, path, f"is of layout {str(tensor.layout).removeprefix('torch.')}")
         if _has_memory(tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 inner = tensor.detach().as_subclass(torch.Tensor)
@@ -294,7 +300,9 @@ class _Dressed:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     """Whether a tensor of a subclass has elements of its own."""
-    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__ or tensor.data_ptr() != 0
+    if type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        return True
+    return tensor.data_ptr() != tensor.storage_offset() * tensor.element_size()
 
 
 def _assign_segments(pending: list[_Pending], row_major: bool, notes: list[str]) -> None:
