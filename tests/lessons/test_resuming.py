@@ -1,6 +1,6 @@
 """What goes wrong when training is resumed, one lesson a test: first what torch alone does, then holdfast.
 
-Lesson 17, what is alive and not in the run, waits for the audit of a run.
+Of lesson 17, what is alive and not in the run, this is the part that shows without a search through the program.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
 import holdfast
-from holdfast.errors import CorruptFile, MismatchError
+from holdfast.errors import CorruptFile, MismatchError, MissingPart
 from holdfast.runs.catalog import scan
 
+Net = Callable[..., nn.Sequential]
 Same = Callable[[Any, Any], bool]
 
 
@@ -315,6 +316,22 @@ with holdfast.Run(sys.argv[1], model=model, save="1000ep signal") as run:
         run.end(epoch)
 print("finished")
 """
+
+
+def test_lesson_17_what_is_not_in_the_run_is_told(net: Net, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A scaler, an average or a second model that was never registered is lost at the first restart."""
+    model, other, scaler = net(), net(1), torch.amp.GradScaler("cpu")
+    optimizer = SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    with holdfast.Run(run_dir, model=model, optimizer=optimizer, scaler=scaler) as run:
+        run.save(step=1)
+    assert "`optimizer` trains parameters of no model given to the run: they are not saved" in caplog.text
+    with holdfast.Run(run_dir, model=net(2)) as run:
+        run.resume()
+    assert "step 1 holds `optimizer`, which the program does not give" in caplog.text
+    assert "step 1 holds `scaler`, which the program does not give" in caplog.text
+    assert {"optimizer", "scaler"} <= set(holdfast.restore(f"{run_dir}@last", model=net(3)).unused)
+    with holdfast.Run(run_dir, model=net(2), ema=net(4)) as run, pytest.raises(MissingPart, match="no part for `ema`"):
+        run.resume()
 
 
 @pytest.mark.parametrize(("where", "position"), [("training", (3, 0, 3)), ("evaluation", (4, 0, 4))])

@@ -13,6 +13,7 @@ import torch
 from holdfast.errors import ArgumentError, MissingPart
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.loader import LoaderPart
+from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import capture_rng, restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_best
@@ -81,7 +82,11 @@ class Run:
     ) -> None:
         _check_names(objects)
         self._objects = {name: value for name, value in objects.items() if value is not None}
-        adapt_all(self._objects)  # an object that can't be saved is refused here, not hours later
+        for name, part in adapt_all(self._objects).items():  # what can't be saved is refused here, not hours later
+            if isinstance(part, OptimizerPart) and part.param_names() is None:
+                log.warning(
+                    "run %s: `%s` trains parameters of no model given to the run: they are not saved", root, name
+                )
         words = save.split()
         rules_of_time = [word for word in words if word != "signal"]
         self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
