@@ -207,6 +207,7 @@ TENSOR_FORMS: dict[str, Form] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._utils._rebuild_sparse_csr_tensor": _sparse,  # torch 1.9 to 1.13
     "torch._utils._rebuild_nested_tensor": _nested,
     "torch.nested._internal.nested_tensor._rebuild_njt": _jagged,
     "torch._utils._rebuild_wrapper_subclass": _wrapper,
