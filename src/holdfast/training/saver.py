@@ -185,13 +185,13 @@ class Saver:
 
 
 def _outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that a compiled optimizer step calls and does not trace."""
-    if "torch._dynamo" in sys.modules:
-        disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-        return disabled
+    """A hook that a compiled optimizer step calls and does not trace. Does not import the compiler by itself."""
+    disabled: list[Callable[..., None]] = []
 
-    def unseen(*arguments: Any) -> None:
-        hook(*arguments)
+    def outside(*arguments: Any) -> None:
+        if not disabled and "torch._dynamo" in sys.modules:
+            disabled.append(torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
+        (disabled[0] if disabled else hook)(*arguments)
 
-    unseen._torchdynamo_disable = True  # type: ignore[attr-defined]  # what disable() sets; it would import the compiler
-    return unseen
+    outside._torchdynamo_disable = True  # type: ignore[attr-defined]  # what disable() marks a function with
+    return outside
