@@ -19,6 +19,7 @@ import holdfast
 from holdfast.errors import SnapshotTorn, StorageError
 from holdfast.runs.catalog import scan
 from holdfast.storage.syscalls import Syscalls
+from tests.training import small_training
 from tests.training.slow_disk import SlowDisk
 
 WIDE = 700  # a weight of almost two blocks
@@ -362,3 +363,19 @@ def test_an_error_that_nobody_asked_for_is_said_at_the_end(run_dir: Path) -> Non
     assert "StorageError" in done.stderr
     assert "No space left on device" in done.stderr
     assert scan(run_dir).checkpoints == ()
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "own state"])
+def test_a_resume_from_a_background_save_is_exact(kind: str, tmp_path: Path, seeded: int) -> None:
+    order: list[str] = []
+    whole = small_training.train(None, kind, order=order)
+
+    def stop(done: int) -> None:
+        if done == 9:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        small_training.train(tmp_path / "run", kind, stop=stop, background=True)
+    after: list[str] = []
+    assert small_training.train(tmp_path / "run", kind, order=after, background=True) == whole
+    assert after == order[8:]
