@@ -20,6 +20,7 @@ from holdfast.runs.placing import Groups
 from holdfast.training.background import Background
 from holdfast.training.committed import Committed, Outcome
 from holdfast.training.folder import Facts, RunFolder
+from holdfast.training.offloads import Offloads
 from holdfast.training.snapshot import Snapshot
 from holdfast.training.staging import Staging
 
@@ -56,7 +57,7 @@ class Saver:
     def __init__(self, folder: RunFolder, background: Background | None, objects: Iterable[Any]) -> None:
         self._folder = folder
         self._background = background
-        self._staging = Staging()
+        self._staging, self._offloads = Staging(), Offloads()
         self._thread: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
         self._last: Committed | None = None
@@ -107,7 +108,9 @@ class Saver:
             committed.end(self._write(job, None))
             committed.stall = committed.seconds
             return committed
-        snapshot = Snapshot(document, self._staging, self._optimizers, digests=self._background.check)
+        snapshot = Snapshot(
+            document, self._staging, self._optimizers, offloads=self._offloads, digests=self._background.check
+        )
         self._snapshot, self._last, self._told = snapshot, committed, False
         self._thread = threading.Thread(target=self._run, args=(job, snapshot), name="holdfast save")
         self._thread.start()  # no daemon: a program that ends waits for it
