@@ -139,7 +139,7 @@ def _adopted(step: PlannedStep) -> AdoptedStep:
         epoch=step.epoch,
         batch=step.batch,
         metrics=step.metrics,
-        holds=[*file.modules, *file.optimizers, *file.schedulers],
+        holds=[*file.modules, *file.optimizers, *file.schedulers, *file.others],
         values=list(file.plain),
         pins=list(step.pins),
         notes=list(step.notes),

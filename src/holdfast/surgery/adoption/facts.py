@@ -54,6 +54,7 @@ class OldFile(msgspec.Struct, frozen=True):
         modules: keys of models' states.
         optimizers: keys of optimizers' states.
         schedulers: keys of schedulers' states.
+        others: keys of other objects' states.
         plain: keys of everything else.
         optimizer_step: steps by the optimizer's own count.
         scheduler_epoch: steps by the scheduler's.
@@ -72,6 +73,7 @@ class OldFile(msgspec.Struct, frozen=True):
     modules: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
     optimizer_step: int | None = None
     scheduler_epoch: int | None = None
@@ -163,6 +165,7 @@ def _facts(container: Container, name: str, size: int, named: Named) -> OldFile:
         modules=laid.modules,
         optimizers=laid.optimizers,
         schedulers=laid.schedulers,
+        others=laid.others,
         plain=tuple(key for key in parts if key not in laid.objects),
         optimizer_step=steps.pop() if len(steps) == 1 else None,
         scheduler_epoch=counters.pop() if len(counters) == 1 else None,

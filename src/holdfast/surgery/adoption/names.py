@@ -10,14 +10,15 @@ import msgspec
 _FLAGS = re.IGNORECASE | re.ASCII
 _SUFFIXES = re.compile(r"(\.(pth|pt|ckpt|tar|bin|pkl|pickle|safetensors|model|t7|npz|npy))+$", _FLAGS)
 _NUMBER = r"(\d{1,18})(?!\d|\.\d)"
-_EPOCH = re.compile(
-    rf"(?<![a-z])(?:epochs?|ep|e)[\s_=.-]?{_NUMBER}|(?<![\d.]){_NUMBER}[\s_-]?(?:epochs?|ep)(?![a-z])", _FLAGS
+_EPOCH = (
+    re.compile(rf"(?<![a-z])(?:epochs?|ep|e)[\s_=.-]?{_NUMBER}", _FLAGS),
+    re.compile(rf"(?<![\d.]){_NUMBER}[\s_]?(?:epochs?|ep)(?![a-z])", _FLAGS),
 )
-_STEP = re.compile(
-    rf"(?<![a-z])(?:global[_-]?steps?|steps?|iterations?|iters?|it|updates?)[\s_=.-]?{_NUMBER}"
-    rf"|(?<![\d.]){_NUMBER}[\s_-]?(?:steps?|iterations?|iters?|it)(?![a-z])",
-    _FLAGS,
+_STEP = (
+    re.compile(rf"(?<![a-z])(?:global[_-]?steps?|steps?|iterations?|iters?|it|updates?)[\s_=.-]?{_NUMBER}", _FLAGS),
+    re.compile(rf"(?<![\d.]){_NUMBER}[\s_]?(?:steps?|iterations?|iters?|it)(?![a-z])", _FLAGS),
 )
+"""The word before its number, and, where there is no such, behind it: ``10_epochs``."""
 _MEASURED = re.compile(r"([A-Za-z][A-Za-z0-9_/]*?)[\s_=-]?(-?\d{1,9}\.\d{1,12})(?![\d.])", re.ASCII)
 _DATE = re.compile(
     r"(?<!\d)(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d(?:[-_T ]?\d\d[-_:]?\d\d(?:[-_:]?\d\d)?)?(?!\d)", _FLAGS
@@ -27,13 +28,14 @@ _OTHER = re.compile(
     r"[\s_=.-]?\d+(?:\.\d+)?",
     _FLAGS,
 )
-_BARE = re.compile(rf"(?:(?<=[\s_=.-])|^|(?<=checkpoint)|(?<=ckpt)|(?<=model)|(?<=net)|(?<=weights)){_NUMBER}", _FLAGS)
+_BARE = re.compile(rf"(?:^|[\s_=.-]|(?<![a-z])(?:checkpoint|ckpt|model|net|weights)){_NUMBER}", _FLAGS)
 _BEST = re.compile(r"(?<![a-z])best|best(?![a-z])", _FLAGS)
 _LAST = re.compile(r"(?<![a-z])(?:last|latest|final|newest|current)(?![a-z])", _FLAGS)
 _SHARD = re.compile(r"\d{1,6}-of-\d{1,6}", _FLAGS)
 _METRIC_WORDS = """
 acc accs accuracy ap auc auroc bleu bpb cer correlation dice elbo err error f1 fid iou kappa loss losses lpips mae map
-mcc metric metrics miou mse nll perplexity ppl precision psnr r2 recall return reward rmse rouge score ssim top1 top5 wer
+mcc metric metrics miou mse nll perplexity ppl precision psnr r2 recall return reward rmse rouge score ssim top1 top5
+wer
 """
 _METRICS = frozenset(_METRIC_WORDS.split())
 _SETTING_WORDS = """
@@ -70,15 +72,20 @@ def read_name(name: str) -> Named:
     stem = _SUFFIXES.sub("", name)
     metrics = {_metric_name(match[1]): float(match[2]) for match in _MEASURED.finditer(stem) if is_metric(match[1])}
     rest = _OTHER.sub(" ", _DATE.sub(" ", _MEASURED.sub(" ", stem)))
-    epoch, step = _first(_EPOCH, rest), _first(_STEP, rest)
-    bare = [int(match[1]) for match in _BARE.finditer(_STEP.sub(" ", _EPOCH.sub(" ", rest)))]
+    epoch, rest = _taken(_EPOCH, rest)
+    step, rest = _taken(_STEP, rest)
+    bare = [int(match[1]) for match in _BARE.finditer(rest)]
     role: Literal["best", "last"] | None = "best" if _BEST.search(stem) else "last" if _LAST.search(stem) else None
     return Named(epoch, step, bare[-1] if bare else None, metrics, role, _SHARD.search(stem) is not None)
 
 
-def _first(pattern: re.Pattern[str], text: str) -> int | None:
-    match = pattern.search(text)
-    return int(match[1] or match[2]) if match else None
+def _taken(patterns: tuple[re.Pattern[str], ...], text: str) -> tuple[int | None, str]:
+    """The first number that a pattern finds, and the text without what it matched."""
+    for pattern in patterns:
+        match = pattern.search(text)
+        if match is not None:
+            return int(match[1]), pattern.sub(" ", text)
+    return None, text
 
 
 def _metric_name(key: str) -> str:
@@ -108,4 +115,4 @@ def is_best_so_far(key: str) -> bool:
 
 def _words(key: str) -> set[str]:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
-    return set(re.findall(r"[a-z]+\d*", spaced.lower()))
+    return {word for text in (spaced, key) for word in re.findall(r"[a-z]+\d*", text.lower())}

@@ -28,6 +28,7 @@ class Laid(msgspec.Struct):
         modules: keys of models' states.
         optimizers: keys of optimizers' states.
         schedulers: keys of schedulers' states.
+        others: keys of other objects' states, such as a GradScaler's.
         inert: keys of parts with objects that are not rebuilt, and the class of the first in each.
         notes: what has another name now, for people.
     """
@@ -36,13 +37,14 @@ class Laid(msgspec.Struct):
     modules: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     inert: dict[str, str] = {}
     notes: tuple[str, ...] = ()
 
     @property
     def objects(self) -> tuple[str, ...]:
         """Keys of all that is known to be an object's state."""
-        return (*self.modules, *self.optimizers, *self.schedulers)
+        return (*self.modules, *self.optimizers, *self.schedulers, *self.others)
 
 
 def lay_out(document: Document) -> Laid | None:
@@ -71,6 +73,7 @@ def lay_out(document: Document) -> Laid | None:
         tuple(key for key, part in parts.items() if is_model(part)),
         tuple(key for key, part in parts.items() if looks_like("optimizer", part)),
         tuple(key for key, part in parts.items() if is_scheduler(part)),
+        tuple(key for key, part in parts.items() if {"scale", "growth_factor"} <= set(keys(part))),
         {key: name for key, part in parts.items() if (name := next(_classes(part), None)) is not None},
         tuple(notes),
     )

@@ -156,6 +156,7 @@ class _Planning:
 
     def place(self, files: Sequence[OldFile]) -> None:
         """Files become steps; of two at one place the fuller one does, or the first by name."""
+        best = [file.name for file in files if file.role == "best"]
         for file in sorted(files, key=_preference):
             step = self._numbering.step_of(file, self._places[file.name])
             if step is None or step > MAX_STEP:
@@ -163,7 +164,7 @@ class _Planning:
                 continue
             there = self.steps.get(step)
             if there is None:
-                self._add(file, step, pins=(_pin_name(file.name),) if file.role == "best" else ())
+                self._add(file, step, pins=(_pin(file.name, best),) if file.name in best else ())
             elif there.file.weights == file.weights:
                 self.leave(file, f"has the same weights at the same place as {printable(there.file.name)}")
             else:
@@ -176,7 +177,7 @@ class _Planning:
     def place_best(self, files: Sequence[OldFile]) -> None:
         """The best files: a pin on the step with the same weights, else a step of their own."""
         for file in sorted(files, key=lambda file: (not file.resumes, _preference(file))):
-            pin = "best" if len(files) == 1 else _pin_name(file.name)
+            pin = _pin(file.name, files)
             same = self._same(file)
             if same is not None:
                 self._pin(same.step, pin)
@@ -262,8 +263,10 @@ def _free_below(start: int, taken: Mapping[int, object]) -> int | None:
     return next((step for step in range(start - 1, max(start - 2 - len(taken), -1), -1) if step not in taken), None)
 
 
-def _pin_name(name: str) -> str:
-    """``best_acc.pth`` as the name of a pin: ``best_acc``."""
+def _pin(name: str, bests: Sequence[object]) -> str:
+    """``best``; of several best files each has its own name, ``best_acc`` of ``best_acc.pth``."""
+    if len(bests) == 1:
+        return "best"
     return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"(\.(pth|pt|ckpt|tar|bin))+$", "", name))[:100] or "best"
 
 
