@@ -14,12 +14,13 @@ from holdfast.formats.base import Document
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.proof import differences
 from holdfast.runs.catalog import Catalog, is_run, scan
-from holdfast.runs.checkpoint import open_checkpoint, write_checkpoint
+from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.layout import LOCK_FILE, RUN_FILE, step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.opening import open_any
 from holdfast.runs.run_file import RunFile, write_pin, write_run_file
+from holdfast.runs.writing import write_checkpoint
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFolder, remove_folder, sweep
 from holdfast.surgery.adoption.parts import lay_out
