@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
 import hashlib
 import os
@@ -200,6 +201,28 @@ def test_weights_that_differ_in_the_middle_are_others(old: Path) -> None:
     net.weight.data[100, 100] += 1
     torch.save(net.state_dict(), old / "best.pth")
     assert [(one.file, one.pins) for one in adopt(old, "runs/a").steps] == [("best.pth", ["best"]), ("epoch_3.pth", [])]
+
+
+def test_odd_values_stop_nothing(old: Path) -> None:
+    old.mkdir()
+    done = training("SGD")
+    state = {"model": done.net.state_dict(), "optimizer": done.optimizer.state_dict()}
+    odd: dict[str, Any] = {
+        "huge_1.pth": {"epoch": 10**400, "acc": 10**400},
+        "nan_2.pth": {"epoch": float("nan"), "loss": float("nan")},
+        "minus_3.pth": {"epoch": -1},
+        "array_4.pth": {"epoch": np.array(4), "acc": np.array([0.5])},
+        "marked_5.pth": {"epoch": 5, "$tensor": 1, "\ud800": 2, "wide": torch.ones(3).expand(4, 3)},
+        "sparse_6.pth": {"epoch": torch.tensor([6]), "sp": torch.eye(3).to_sparse(), "step": torch.empty(0)},
+        "true_7.pth": {"epoch": 7, "best_acc": torch.tensor(True), "acc": np.bool_(True), "f1": 0.5},
+    }
+    for name, values in odd.items():
+        torch.save(collections.OrderedDict({**state, **values}), old / name)
+    report = adopt(old, "runs/a")
+    assert steps(report) == [(name, at, at) for at, name in enumerate(odd, 2)]
+    assert [one.metrics for one in report.steps if one.step != 3] == [{}, {}, {"acc": 0.5}, {}, {}, {"f1": 0.5}]
+    for at in range(2, 9):
+        assert holdfast.restore(f"runs/a@step={at}", model=Net(), optimizer=training("SGD").optimizer).is_exact
 
 
 class Gone(nn.Module):

@@ -43,6 +43,7 @@ from holdfast.surgery.adoption.values import Loops, Said, Values
         ("epoch_99999999999999999999.pth", Named()),
         ("epoch_\u0663.pth", Named()),
         ("epoch_1.5.pth", Named()),
+        ("linear.pt.7110c6e9.pt", Named()),
         ("", Named()),
     ],
 )

@@ -11,11 +11,11 @@ _FLAGS = re.IGNORECASE | re.ASCII
 _SUFFIXES = re.compile(r"(\.(pth|pt|ckpt|tar|bin|pkl|pickle|safetensors|model|t7|npz|npy))+$", _FLAGS)
 _NUMBER = r"(\d{1,18})(?!\d|\.\d)"
 _EPOCH = (
-    re.compile(rf"(?<![a-z])(?:epochs?|ep|e)[\s_=.-]?{_NUMBER}", _FLAGS),
+    re.compile(rf"(?<![a-z0-9])(?:epochs?|ep|e)[\s_=.-]?{_NUMBER}", _FLAGS),
     re.compile(rf"(?<![\d.]){_NUMBER}[\s_]?(?:epochs?|ep)(?![a-z])", _FLAGS),
 )
 _STEP = (
-    re.compile(rf"(?<![a-z])(?:global[_-]?steps?|steps?|iterations?|iters?|it|updates?)[\s_=.-]?{_NUMBER}", _FLAGS),
+    re.compile(rf"(?<![a-z0-9])(?:global[_-]?steps?|steps?|iterations?|iters?|it|updates?)[\s_=.-]?{_NUMBER}", _FLAGS),
     re.compile(rf"(?<![\d.]){_NUMBER}[\s_]?(?:steps?|iterations?|iters?|it)(?![a-z])", _FLAGS),
 )
 """The word before its number, and, where there is no such, behind it: ``10_epochs``."""
@@ -28,7 +28,7 @@ _OTHER = re.compile(
     r"[\s_=.-]?\d+(?:\.\d+)?",
     _FLAGS,
 )
-_BARE = re.compile(rf"(?:^|[\s_=.-]|(?<![a-z])(?:checkpoint|ckpt|model|net|weights)){_NUMBER}", _FLAGS)
+_BARE = re.compile(rf"(?:^|[\s_=.-]|(?<![a-z])(?:checkpoint|ckpt|model|net|weights)){_NUMBER}(?![a-z])", _FLAGS)
 _BEST = re.compile(r"(?<![a-z])best|best(?![a-z])", _FLAGS)
 _LAST = re.compile(r"(?<![a-z])(?:last|latest|final|newest|current)(?![a-z])", _FLAGS)
 _SHARD = re.compile(r"\d{1,6}-of-\d{1,6}", _FLAGS)

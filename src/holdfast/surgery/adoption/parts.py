@@ -81,7 +81,7 @@ def lay_out(document: Document) -> Laid | None:
 
 def is_model(part: Tree) -> bool:
     """Whether a part looks like a state_dict, and not like metrics in tensors or random states."""
-    if not looks_like("module", part) or looks_like("optimizer", part):
+    if _is_tensor(part) or not looks_like("module", part) or looks_like("optimizer", part):
         return False
     return any(_is_weight(child(part, key)) for key in keys(part))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Collection, Iterator
@@ -144,8 +143,10 @@ def _numbers(tree: Tree, parts: Collection[str]) -> Iterator[tuple[tuple[str, ..
 
 def number_of(tree: Tree) -> Number | None:
     """The number that a value is: Python's own, numpy's, or a tensor of one element; None for anything else."""
-    if type(tree) is int or type(tree) is float:
+    if type(tree) is float:
         return tree
+    if type(tree) is int:
+        return tree if abs(tree) <= MAX_STEP else None  # a pickle's integers are as long as it likes
     if isinstance(tree, StoredTensor):
         return _of_tensor(tree)
     if type(tree) is not Typed or type(tree.payload) is not dict:
@@ -234,4 +235,4 @@ def _number_at(tree: Tree, key: str) -> Number | None:
 
 def _whole(tree: Tree, key: str) -> int | None:
     number = _number_at(tree, key)
-    return None if number is None or math.isnan(number) else _count(number)
+    return None if number is None else _count(number)
