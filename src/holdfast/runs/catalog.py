@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -56,6 +56,11 @@ class Catalog(msgspec.Struct, frozen=True):
     def readable(self) -> tuple[Listed, ...]:
         """The checkpoints whose manifest is good, ordered by step."""
         return tuple(one for one in self.checkpoints if one.manifest is not None)
+
+    @property
+    def size(self) -> int:
+        """What all its checkpoints hold, as their manifests say, each in full: files that they share count again."""
+        return sum(one.size for one in self.checkpoints)
 
     def find(self, step: int) -> Listed | None:
         """The checkpoint of that step, readable or not."""
@@ -131,6 +136,19 @@ def best(checkpoints: Sequence[Listed], rule: BestRule) -> Listed | None:
     """
     ranked = by_metric(checkpoints, rule)
     return ranked[0] if ranked else None
+
+
+def beaten(checkpoints: Sequence[Listed], rules: Sequence[BestRule], metrics: Mapping[str, float]) -> list[BestRule]:
+    """The rules by which new metrics are at least as good as those of every checkpoint; NaN beats nothing."""
+    found = []
+    for rule in rules:
+        value, top = metrics.get(rule.metric), best(checkpoints, rule)
+        old = None if top is None else metric_of(top, rule.metric)
+        if value is None or value != value:
+            continue
+        if old is None or (value <= old if rule.mode == "min" else value >= old):
+            found.append(rule)
+    return found
 
 
 def by_metric(checkpoints: Sequence[Listed], rule: BestRule) -> list[Listed]:

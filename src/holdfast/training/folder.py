@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
 from holdfast.formats.base import Document
-from holdfast.runs.catalog import Listed, best, scan
+from holdfast.runs.catalog import Listed, beaten, best, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
@@ -50,7 +50,7 @@ class RunFolder:
 
     Args:
         root: the folder; created when missing.
-        best: which checkpoint is best, or None.
+        best: which checkpoints are best, that of ``run.best`` first.
         keep: retention rules; empty keeps all.
         texts: the rules as the user wrote them, for run.json: ``best``, ``keep``, ``save``.
 
@@ -60,10 +60,10 @@ class RunFolder:
     """
 
     def __init__(
-        self, root: str, *, best: BestRule | None, keep: Sequence[Rule], texts: Mapping[str, str | None]
+        self, root: str, *, best: Sequence[BestRule], keep: Sequence[Rule], texts: Mapping[str, str | None]
     ) -> None:
         self.root = root
-        self.best_rule = best
+        self.best_rules = tuple(best)
         self.keep = list(keep)
         if os.path.lexists(root) and not os.path.isdir(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
@@ -165,21 +165,15 @@ class RunFolder:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
             return []
 
-    def is_best(self, value: float | None) -> bool:
-        """Whether a new value of the best rule's metric is at least as good as every committed one."""
-        if self.best_rule is None or value is None or value != value:
-            return False
-        found = self.best()
-        if found is None or found.manifest is None:
-            return True
-        old = found.manifest.metrics[self.best_rule.metric] or 0.0
-        return value <= old if self.best_rule.mode == "min" else value >= old
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether new metrics are at least as good as every committed one, by any of the best rules."""
+        return bool(self.best_rules and metrics) and bool(beaten(scan(self.root).readable, self.best_rules, metrics))
 
     def best(self) -> Listed | None:
-        """The best committed checkpoint by the run's rule."""
-        if self.best_rule is None:
+        """The best committed checkpoint by the run's first rule."""
+        if not self.best_rules:
             raise ArgumentError(f"`{self.root}`: the run has no best= rule; give one, such as best='val_loss:min'")
-        return best(scan(self.root).readable, self.best_rule)
+        return best(scan(self.root).readable, self.best_rules[0])
 
     def newest(self) -> Listed | None:
         """The newest committed checkpoint whose manifest is good."""

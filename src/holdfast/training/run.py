@@ -16,7 +16,7 @@ from holdfast.objects.loader import LoaderPart
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import capture_rng, restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
-from holdfast.runs.run_file import parse_best
+from holdfast.runs.run_file import parse_bests
 from holdfast.training.folder import Committed, RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -35,9 +35,10 @@ class Run:
 
     Args:
         root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
-        best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
+        best: which checkpoints are best, ``"val_loss:min"`` or ``"val_loss:min val_acc:max"``; the first rule is what
+            ``run.best`` and ``@best`` mean. A new best by any of them is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
-            The best one by ``best`` always stays.
+            The best one by each rule of ``best`` always stays.
         save: when to commit, ``"1ep"``, ``"500step 15min signal"``; whichever comes first. With ``signal``, SIGTERM,
             SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in evaluation at
             once, inside an item at its end. A second SIGINT stops at once.
@@ -70,7 +71,7 @@ class Run:
         self,
         root: str | os.PathLike[str],
         *,
-        best: str | None = None,
+        best: str | Sequence[str] | None = None,
         keep: str | Sequence[Rule] | None = None,
         save: str = "1ep",
         args: Any = None,
@@ -91,10 +92,11 @@ class Run:
         rules_of_time = [word for word in words if word != "signal"]
         self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
         self._watch = SignalWatch(self._on_signal) if "signal" in words else None
-        rule = None if best is None else parse_best(best)
-        rules = with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
-        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
+        bests = () if best is None else parse_bests(best)
+        rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
+        best_text = " ".join(map(str, bests)) or None
+        texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
+        self._folder = RunFolder(os.fspath(root), best=bests, keep=rules, texts=texts)
         self._args = args
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
@@ -275,10 +277,9 @@ class Run:
             self._rules, step=self._step, last_step=self._asked_at, epochs_done=self._epoch, seconds=seconds
         )
         self._asked_at = self._step
-        rule = self._folder.best_rule
         self._ended, committed = None, None
         told = self._watch is not None and self._watch.pending is not None
-        if reason or told or (rule is not None and self._folder.is_best(values.get(rule.metric))):
+        if reason or told or self._folder.is_best(values):
             committed = self._commit(values)
         elif values:
             self._folder.note_metrics(self._step, epoch, values)
@@ -343,7 +344,7 @@ class Run:
 
     @property
     def best(self) -> SavedCheckpoint:
-        """The best checkpoint by the ``best`` rule. Raises MissingPart while there is none."""
+        """The best checkpoint by the first ``best`` rule. Raises MissingPart while there is none."""
         found = self._folder.best()
         if found is None:
             raise MissingPart(f"`{self.path}`: no checkpoint has a number for the best= rule yet", file=self.path)
