@@ -93,6 +93,16 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def newest_step(root: str | os.PathLike[str]) -> int | None:
+    """The highest step that has a folder, by names alone; None when there is none.
+
+    Raises:
+        NotFound: there is no such folder.
+        StorageError: it can't be read.
+    """
+    return max((step for name in names_in(os.fspath(root)) if (step := parse_step(name)) is not None), default=None)
+
+
 def scan(root: str | os.PathLike[str]) -> Catalog:
     """Lists a run's folder. Names that are no run's are passed over.
 

@@ -11,13 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
+from holdfast.errors import (
+    ArgumentError,
+    CorruptFile,
+    FormatError,
+    HoldfastError,
+    NotFound,
+    StorageError,
+    UnknownFormat,
+)
 from holdfast.formats.base import Document
-from holdfast.runs.catalog import Listed, beaten, best, scan
+from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
@@ -54,6 +62,9 @@ class RunFolder:
         keep: retention rules; empty keeps all.
         texts: the rules as the user wrote them, for run.json: ``best``, ``keep``, ``save``.
 
+    Attributes:
+        passed: damaged steps that were set aside, newest first.
+
     Raises:
         RunLocked: another process writes this run; names it.
         StorageError: the folder can't be made or written.
@@ -65,6 +76,7 @@ class RunFolder:
         self.root = root
         self.best_rules = tuple(best)
         self.keep = list(keep)
+        self.passed: list[int] = []
         if os.path.lexists(root) and not os.path.isdir(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
         make_folders(root)
@@ -98,8 +110,11 @@ class RunFolder:
         for one in reversed(scan(self.root).checkpoints):
             try:
                 if one.manifest is None:
+                    read_manifest(one.path)  # a disk that fails says so itself: the checkpoint may be fine
                     raise CorruptFile(one.problem or "no manifest", file=one.path, step=one.step)
                 checkpoint = open_checkpoint(one.path)
+            except UnknownFormat:
+                raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
                 self.set_aside(one.step, str(reason))
                 continue
@@ -120,6 +135,7 @@ class RunFolder:
     def set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint to ``quarantine/`` with its reason."""
         quarantine(self.root, step, reason)
+        self.passed.append(step)
         log.warning("run %s: step %d is damaged and was set aside in quarantine/: %s", self.root, step, reason)
 
     def commit(
@@ -128,13 +144,21 @@ class RunFolder:
         """Writes one checkpoint, all or nothing, then prunes.
 
         Raises:
-            ArgumentError: the step exists.
+            ArgumentError: the step exists, or lies behind one that does.
             StorageError: the disk is full or failed; every older checkpoint is intact.
         """
         begin = time.perf_counter()
         path = os.path.join(self.root, step_name(step))
         if os.path.lexists(path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
+        newest = newest_step(self.root)
+        if newest is not None and newest > step:  # retention would take it for an old one and delete it
+            raise ArgumentError(
+                f"`{path}`: step {step} lies behind step {newest}, which is saved; steps go up. resume='@step=N' goes "
+                "back to an earlier one",
+                file=path,
+                step=step,
+            )
         manifest = Manifest(
             run=self.run.run,
             step=step,
@@ -154,7 +178,10 @@ class RunFolder:
         return Committed(step, path, size, time.perf_counter() - begin, self.prune())
 
     def prune(self) -> list[int]:
-        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged."""
+        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged.
+
+        Called behind a commit alone: what it may never delete, the newest, was then written by this process just now.
+        """
         if not self.keep:
             return []
         try:
