@@ -358,7 +358,7 @@ def test_fsync_is_not_tried_again(tmp_path: Path) -> None:
 def test_staging_a_folder(tmp_path: Path, durable: bool) -> None:
     (tmp_path / "shard").write_bytes(b"frozen")
     with StagedFolder(tmp_path / "run", "step-1", durable=durable) as folder:
-        with folder.file("model", mode=0o444) as staged:
+        with folder.file("model", shard=True) as staged:
             assert staged.path == str(tmp_path / "run" / "step-1" / "model")
             staged.write([WriteRequest(0, b"weights")])
         folder.write_bytes("manifest", b"{}")

@@ -174,20 +174,28 @@ class StagedFolder:
             raise StorageError(f"`{shown(self.path)}`: exists already; nothing was written", file=self.path)
 
     @contextlib.contextmanager
-    def file(self, name: str, *, mode: int = 0o666) -> Iterator[StagedFile]:
-        """A new file of the folder, checked, fsynced and closed when the block ends; ``mode`` is narrowed by the umask.
+    def file(self, name: str, *, shard: bool = False) -> Iterator[StagedFile]:
+        """A new file of the folder, checked, fsynced and closed when the block ends.
 
         After an error in the block the folder can't be committed any more.
+
+        Args:
+            name: its name in the folder.
+            shard: it is large and may become a file of other folders too: what belongs to several must not be changed
+                in one, so it loses its write bits; and it is written past the page cache where the disk can do that.
         """
         self._writable()
         path = os.path.join(self.partial, _plain(name))
         with self._or_failed():
             with reported(os.path.join(self.path, name), "creating it"):
-                staged = StagedFile(
-                    os.path.join(self.path, name), self._syscalls.open_new(path, mode), syscalls=self._syscalls
-                )
+                fd = self._syscalls.open_new(path, 0o666)
+                direct = path if shard and self._durable else None
+                staged = StagedFile(os.path.join(self.path, name), fd, direct=direct, syscalls=self._syscalls)
             try:
                 yield staged
+                if shard:
+                    with reported(staged.path, "taking its write bits"):
+                        self._syscalls.chmod(path, os.fstat(staged.fd).st_mode & 0o444)
                 staged.finish(self._durable)
             except BaseException:
                 with contextlib.suppress(StorageError):
@@ -224,7 +232,7 @@ class StagedFolder:
 
     def _copy(self, existing: str, name: str) -> None:
         source = FileSource(existing)
-        with contextlib.closing(source), self.file(name, mode=os.stat(existing).st_mode & 0o777) as staged:
+        with contextlib.closing(source), self.file(name, shard=True) as staged:
             staged.allocate(source.size)
             staged.write([WriteRequest(0, source)], digest=False)
 

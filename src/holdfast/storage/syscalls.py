@@ -24,6 +24,13 @@ class Syscalls:
         """Creates a file that must not exist yet and opens it for reading and writing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
+    def open_direct(self, path: str) -> int:
+        """Opens a file a second time for writing past the page cache; OSError where the system or the disk can't."""
+        flag: int = getattr(os, "O_DIRECT", 0)
+        if not flag:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return os.open(path, os.O_WRONLY | flag | os.O_CLOEXEC | os.O_NOFOLLOW)
+
     def allocate(self, fd: int, size: int) -> None:
         """Makes the file ``size`` bytes long and reserves the room, so that a full disk shows before the first byte."""
         reserve = getattr(os, "posix_fallocate", None)

@@ -22,13 +22,14 @@ from holdfast.errors import (
 )
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
-from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
+from holdfast.runs.writing import write_checkpoint
 from holdfast.storage.atomic import StagedFolder, make_folders, sweep
 from holdfast.training.environment import environment
 
