@@ -26,8 +26,9 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
     that it does not fill the disk with all the others.
 
     No bytes are read here, so the caller must know that the newest is good, the one that always stays. A run prunes
-    behind its own commit: there the newest is what it wrote and flushed moments before, or knew to be good when it linked
-    it, and nothing is saved behind a later step. ``holdfast prune`` comes at any time, and verifies the newest first.
+    behind its own commit: there the newest is what it wrote and flushed moments before, or proved to be good when it
+    linked it, and nothing is saved behind a later step. ``holdfast prune`` comes at any time, and verifies the newest
+    first.
 
     Args:
         catalog: of the run, from which the decisions were made.
