@@ -161,8 +161,9 @@ def test_lesson_11_the_newest_is_never_deleted_and_never_all(run_dir: Path) -> N
 
 def test_lesson_11_nothing_is_deleted_for_a_newest_that_is_not_good(run_dir: Path) -> None:
     """Old checkpoints that go for the sake of one that can't be read leave nothing at all."""
-    with holdfast.Run(run_dir, model=numbered()) as run:
+    with holdfast.Run(run_dir, model=(model := numbered())) as run:
         for step in (1, 2, 3):
+            set_to(model, step)
             run.save(step=step)
     os.truncate(run_dir / "step-00000003" / "model.safetensors", 10)  # its manifest is still good
     with pytest.raises(SystemExit) as left:

@@ -58,7 +58,7 @@ def write_checkpoint(
         if shard is None:
             files[file] = _write_container(folder, file, packed, stored)
         else:
-            linked = folder.link(shard.path, file)
+            linked = folder.share(shard.path, file)
             files[file] = msgspec.structs.replace(shard.record, links=shard.record.links + 1 if linked else 0)
             stored |= {(file, name): place for name, place in shard.stored.items()}
         if shards is not None:

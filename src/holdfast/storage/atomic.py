@@ -175,22 +175,20 @@ class StagedFolder:
 
     @contextlib.contextmanager
     def file(self, name: str, *, shard: bool = False) -> Iterator[StagedFile]:
-        """A new file of the folder, checked, fsynced and closed when the block ends.
-
-        After an error in the block the folder can't be committed any more.
+        """A new file of the folder, checked, fsynced and closed when the block ends; an error in it fails the folder.
 
         Args:
             name: its name in the folder.
-            shard: it is large and may become a file of other folders too: what belongs to several must not be changed
-                in one, so it loses its write bits; and it is written past the page cache where the disk can do that.
+            shard: it is large and may become a file of other folders too, so it loses its write bits; and it is
+                written past the page cache where the disk can do that.
         """
         self._writable()
         path = os.path.join(self.partial, _plain(name))
         with self._or_failed():
-            with reported(os.path.join(self.path, name), "creating it"):
+            shown_path, direct = os.path.join(self.path, name), path if shard and self._durable else None
+            with reported(shown_path, "creating it"):
                 fd = self._syscalls.open_new(path, 0o666)
-                direct = path if shard and self._durable else None
-                staged = StagedFile(os.path.join(self.path, name), fd, direct=direct, syscalls=self._syscalls)
+            staged = StagedFile(shown_path, fd, direct=direct, syscalls=self._syscalls)
             try:
                 yield staged
                 if shard:
@@ -207,7 +205,7 @@ class StagedFolder:
         with self.file(name) as staged:
             staged.write([WriteRequest(0, data)], digest=False)
 
-    def link(self, existing: StrPath, name: str) -> bool:
+    def share(self, existing: StrPath, name: str) -> bool:
         """Adds a file that exists elsewhere: as a hard link, or as a copy where the file system can't link.
 
         Returns:

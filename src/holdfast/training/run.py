@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-
 from holdfast.errors import ArgumentError, HoldfastError, MissingPart
 from holdfast.objects.capture import adapt_all
 from holdfast.objects.loader import LoaderPart
@@ -24,6 +22,7 @@ from holdfast.training.folder import RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
 from holdfast.training.signals import ErrorWatch, SignalWatch
+from holdfast.training.steps import StepWatch
 from holdfast.training.triggers import is_due, parse_triggers
 
 log = logging.getLogger("holdfast")
@@ -113,16 +112,7 @@ class Run:
         self._due: str | None = None
         self._rest: tuple[Position, dict[str, Any]] | None = None
         self._in_body = self._inside = self._counts = False
-        self._stepped = self._stepping = False
-        self._hooks = [
-            hook
-            for value in self._objects.values()
-            if isinstance(value, torch.optim.Optimizer)
-            for hook in (
-                value.register_step_pre_hook(self._before_optimizer_step),
-                value.register_step_post_hook(self._on_optimizer_step),
-            )
-        ]
+        self._steps = StepWatch(self._objects.values())
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -204,7 +194,7 @@ class Run:
             self._go_if_told()
             due = self._due_now()
             moment = self._moment() if due or self._triggers.exception else None
-            if moment is not None and not self._accumulating:
+            if moment is not None and not self._steps.accumulating:
                 self._rest = (self.position, moment)
             self._inside = True  # an item is being drawn or worked on: a signal waits
             try:
@@ -215,7 +205,7 @@ class Run:
                 return
             if due and moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
-            self._in_body, self._stepped = True, False
+            self._in_body, self._steps.stepped = True, False
             yield item
             self._count()
 
@@ -245,10 +235,10 @@ class Run:
         if not self._triggers.exception or not self._looked or isinstance(error, SystemExit | GeneratorExit):
             return
         try:
-            if self._stepping:
+            if self._steps.stepping:
                 error.add_note("holdfast: the error came out of an optimizer's step: its half-done state is not saved")
                 return
-            if self._in_body and self._stepped:  # the item is done, as far as the weights are concerned
+            if self._in_body and self._steps.stepped:  # the item is done, as far as the weights are concerned
                 self._count()
                 self._rest = (self.position, self._moment())
             if self._rest is not None and self._rest[0] != self._commits.at and self._rest[0].step:
@@ -277,29 +267,18 @@ class Run:
             self._batch += 1
         self._inside = False
 
-    @property
-    def _accumulating(self) -> bool:
-        """Whether gradients wait for an optimizer's step; they are in no state_dict."""
-        return bool(self._hooks) and not self._stepped
-
     def _due_now(self) -> bool:
         """Whether a rule asks for a save here, between two items; inside a gradient accumulation it waits."""
         seconds = time.monotonic() - self._commits.time
         reason = is_due(self._triggers.rules, step=self._step, last_step=self._asked_at, seconds=seconds)
         self._asked_at = self._step
         self._due = self._due or reason or ("the save before was torn" if self._commits.torn else None)
-        if self._due is None or self._commits.at == self.position or self._accumulating:
+        if self._due is None or self._commits.at == self.position or self._steps.accumulating:
             return False
         if self._commits.held_back == "skip":
             log.info("run %s: step %d is not saved: the save before is under way", self.path, self._step)
             self._due = None
         return not self._commits.held_back
-
-    def _before_optimizer_step(self, *_: Any) -> None:
-        self._stepping = True
-
-    def _on_optimizer_step(self, *_: Any) -> None:
-        self._stepped, self._stepping = True, False
 
     def end(self, epoch: int, **metrics: Any) -> Committed | None:
         """Ends an epoch: commits when a save rule or a new best asks for it, else only keeps the metrics.
@@ -431,9 +410,7 @@ class Run:
             for watch in (self._watch, self._error_watch):
                 if watch is not None:
                     watch.stop()
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
+            self._steps.stop()
             self._commits.close()
             self._folder.close()
 

@@ -20,6 +20,7 @@ from holdfast.runs.placing import Groups
 from holdfast.training.background import Background
 from holdfast.training.committed import Committed, Outcome
 from holdfast.training.folder import Facts, RunFolder
+from holdfast.training.offloads import Offloads
 from holdfast.training.snapshot import Snapshot
 from holdfast.training.staging import Staging
 
@@ -56,7 +57,7 @@ class Saver:
     def __init__(self, folder: RunFolder, background: Background | None, objects: Iterable[Any]) -> None:
         self._folder = folder
         self._background = background
-        self._staging = Staging()
+        self._staging, self._offloads = Staging(), Offloads()
         self._thread: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
         self._last: Committed | None = None
@@ -107,7 +108,9 @@ class Saver:
             committed.end(self._write(job, None))
             committed.stall = committed.seconds
             return committed
-        snapshot = Snapshot(document, self._staging, self._optimizers, digests=self._background.check)
+        snapshot = Snapshot(
+            document, self._staging, self._optimizers, offloads=self._offloads, digests=self._background.check
+        )
         self._snapshot, self._last, self._told = snapshot, committed, False
         self._thread = threading.Thread(target=self._run, args=(job, snapshot), name="holdfast save")
         self._thread.start()  # no daemon: a program that ends waits for it
@@ -185,13 +188,13 @@ class Saver:
 
 
 def _outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that a compiled optimizer step calls and does not trace."""
-    if "torch._dynamo" in sys.modules:
-        disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-        return disabled
+    """A hook that a compiled optimizer step calls and does not trace. Does not import the compiler by itself."""
+    disabled: list[Callable[..., None]] = []
 
-    def unseen(*arguments: Any) -> None:
-        hook(*arguments)
+    def outside(*arguments: Any) -> None:
+        if not disabled and "torch._dynamo" in sys.modules:
+            disabled.append(torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
+        (disabled[0] if disabled else hook)(*arguments)
 
-    unseen._torchdynamo_disable = True  # type: ignore[attr-defined]  # what disable() sets; it would import the compiler
-    return unseen
+    outside._torchdynamo_disable = True  # type: ignore[attr-defined]  # what disable() marks a function with
+    return outside
