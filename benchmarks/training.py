@@ -232,8 +232,8 @@ def frozen(folder: Path, pairs: int, layers: int) -> list[tuple[str, ...]]:
     optimizer = torch.optim.AdamW(head.parameters())
     size = sum(value.nbytes for value in model.state_dict().values())
     again, torchs, written = [], [], []
-    with holdfast.Run(folder / "frozen", model=model, optimizer=optimizer, keep="last:1") as run:
-        for number in range(pairs + 2):
+    with holdfast.Run(folder / "frozen", model=model, optimizer=optimizer, keep="last:2") as run:
+        for number in range(pairs + 3):  # the first two are written whole
             head(torch.randn(4, 768)).square().mean().backward()
             optimizer.step()
             moving = sum(p.nbytes for p in head.parameters()) * 3
@@ -243,7 +243,7 @@ def frozen(folder: Path, pairs: int, layers: int) -> list[tuple[str, ...]]:
             start = time.perf_counter()
             durable_torch_save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "frozen.pt")
             seconds = time.perf_counter() - start
-            if number > 1:
+            if number > 2:
                 again.append(saved.seconds)
                 torchs.append(seconds)
                 written.append(saved.changed / moving)

@@ -17,6 +17,7 @@ from holdfast.runs.entries import encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
 from holdfast.runs.manifest import FileRecord, Manifest, encode
 from holdfast.runs.placing import Groups, Stored, entries, place
+from holdfast.runs.room import check_run_room
 from holdfast.runs.shards import Shards
 from holdfast.spec import TensorSpec
 from holdfast.state.encoding import dumps
@@ -46,13 +47,15 @@ def write_checkpoint(
         The manifest as it was written.
 
     Raises:
-        StorageError: the disk is full or failed.
+        StorageError: the disk is full, which is said before the first byte where it can be known, or failed.
         ArgumentError: the tree or the manifest can't be written.
     """
     placement = place(document.tree, groups)
     files: dict[str, FileRecord] = {}
     stored: dict[tuple[str, str], Stored] = {}
     same = {} if shards is None else shards.unchanged(placement.containers)
+    fresh = (packed for file, packed in placement.containers.items() if file not in same)
+    check_run_room(folder.parent, sum(entry.length for packed in fresh for entry in packed))
     for file, packed in placement.containers.items():
         shard = same.get(file)
         if shard is None:

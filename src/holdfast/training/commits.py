@@ -55,7 +55,8 @@ class Commits:
         self._objects = objects
         self._args = args
         self._rng = rng
-        self._newest: Facts | None = None
+        self._said = False
+        self._known: tuple[Position, dict[str, float]] | None = None
 
     @property
     def held_back(self) -> Literal["skip", "coalesce"] | None:
@@ -82,25 +83,29 @@ class Commits:
         tree: dict[str, Any] = {**self._objects, **moment}
         if self._args is not None:
             tree["args"] = self._args
-        first = self._newest is None
-        facts = Facts(at.step, at.epoch, at.batch, dict(metrics) or self._metrics_of_torn(at))
+        first, self._said = not self._said, True
+        facts = Facts(at.step, at.epoch, at.batch, dict(metrics) or self._known_metrics(at))
         with self._active():
             document, notes = document_of(tree, row_major=True)
             committed = self._saver.save(document, facts, self._groups(), begin)
-        self.at, self._newest, self.torn = at, facts, False
+        self.at, self._known, self.torn = at, (at, facts.metrics), False
         self.time = time.monotonic()
         for note in notes if first else ():
             log.info("run %s: %s", self._folder.root, note)
         return committed
 
-    def _metrics_of_torn(self, at: Position) -> dict[str, float]:
-        """The metrics of a commit that is made again; at another position they are kept beside it."""
-        lost = self._newest
-        if not self.torn or lost is None or not lost.metrics:
-            return {}
-        if (lost.step, lost.epoch) == (at.step, at.epoch):
-            return lost.metrics
-        self._folder.note_metrics(lost.step, lost.epoch - 1, lost.metrics)
+    def note(self, at: Position, metrics: Mapping[str, float]) -> None:
+        """Keeps the metrics of an epoch that is not committed; a commit that comes at this very place has them too."""
+        self._folder.note_metrics(at.step, at.epoch - 1, metrics)
+        self._known = (at, dict(metrics))
+
+    def _known_metrics(self, at: Position) -> dict[str, float]:
+        """The metrics of this place, when a commit is made again or follows the end of an epoch."""
+        place, metrics = self._known or (at, {})
+        if place == at:
+            return metrics
+        if self.torn and metrics:  # what was to be committed there is kept beside the commits
+            self._folder.note_metrics(place.step, place.epoch - 1, metrics)
         return {}
 
     def settle(self, *, wait: bool) -> None:

@@ -27,7 +27,7 @@ from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.placing import Groups
-from holdfast.runs.retention import Rule, plan_prune
+from holdfast.runs.retention import KeepLast, Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
 from holdfast.runs.shards import Shards
 from holdfast.runs.verify import refuse_damage
@@ -115,7 +115,7 @@ class RunFolder:
         try:
             sweep(root, folders=True)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
-            self._shards = Shards(self._newest_path())
+            self._shards = Shards(root, single=list(keep) == [KeepLast(1)])
             environment()  # asks git, once, and not in the middle of a training
         except BaseException:
             self._lock.release()
@@ -161,7 +161,6 @@ class RunFolder:
         if self.run.branch == step:
             return False
         supersede(self.root, step)
-        self._shards.newest = self._newest_path()
         self.run = msgspec.structs.replace(self.run, branch=step)
         write_run_file(self.root, self.run)
         return True
@@ -223,7 +222,6 @@ class RunFolder:
             StorageError: the disk failed; every older checkpoint is intact.
         """
         staged.folder.commit()
-        self._shards.newest = staged.folder.path
         return self.prune()
 
     def prune(self) -> list[int]:
@@ -255,10 +253,6 @@ class RunFolder:
         """The newest committed checkpoint whose manifest is good."""
         readable = scan(self.root).readable
         return readable[-1] if readable else None
-
-    def _newest_path(self) -> str | None:
-        newest = self.newest()
-        return None if newest is None else newest.path
 
     def has_quarantined(self) -> bool:
         """Whether damaged checkpoints were set aside."""

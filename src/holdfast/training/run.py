@@ -310,7 +310,7 @@ class Run:
         if reason or told or self._is_best(values):
             committed = self._commit(values)
         elif values:
-            self._folder.note_metrics(self._step, epoch, values)
+            self._commits.note(self.position, values)
         self._inside = False
         self._go_if_told()
         return committed
