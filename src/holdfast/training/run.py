@@ -17,6 +17,8 @@ from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import capture_rng, restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_best
+from holdfast.training.audit import AuditReport, audit
+from holdfast.training.drift import Baseline
 from holdfast.training.folder import Committed, RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -114,6 +116,7 @@ class Run:
             for value in self._objects.values()
             if isinstance(value, torch.optim.Optimizer)
         ]
+        self._baseline = Baseline(self._objects)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -356,6 +359,16 @@ class Run:
         if found is None:
             raise MissingPart(f"`{self.path}`: no checkpoint yet", file=self.path)
         return SavedCheckpoint(found.path, self._objects)
+
+    def audit(self) -> AuditReport:
+        """Searches the program for what is alive and stateful and not in this run; takes some tenths of a second.
+
+        Told are modules, optimizers, schedulers, scalers, loaders that shuffle, generators and other objects that
+        count or have a ``state_dict``, each with the line to type; and what changed in the run's own objects since it
+        was made, or since the last audit, and is in no ``state_dict``. Nothing is changed. Call it where the training
+        is: inside the loop, or behind it.
+        """
+        return audit(self.path, self._objects, self._loader, self._baseline)
 
     def close(self) -> None:
         """Lets go of the run's lock and of the optimizers; closing twice is fine."""
