@@ -256,7 +256,7 @@ def _in_order(loader: DataLoader[Any]) -> bool:
 
 def _is_generator(obj: Any) -> bool:
     if isinstance(obj, random.Random):
-        return obj is not random._inst and not isinstance(obj, random.SystemRandom)  # type: ignore[attr-defined]
+        return obj is not random._inst and not isinstance(obj, random.SystemRandom)
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(obj, numpy.random.Generator | numpy.random.RandomState):
         return False

@@ -17,6 +17,7 @@ from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import capture_rng, restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_best
+from holdfast.training import trial
 from holdfast.training.audit import AuditReport, audit
 from holdfast.training.drift import Baseline
 from holdfast.training.folder import Committed, RunFolder
@@ -83,6 +84,8 @@ class Run:
         **objects: Any,
     ) -> None:
         _check_names(objects)
+        given = os.fspath(root)
+        root, save = trial.current().begins(given, save)
         self._objects = {name: value for name, value in objects.items() if value is not None}
         for name, part in adapt_all(self._objects).items():  # what can't be saved is refused here, not hours later
             if isinstance(part, OptimizerPart) and part.param_names() is None:
@@ -96,7 +99,7 @@ class Run:
         rule = None if best is None else parse_best(best)
         rules = with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
         texts = {"best": best, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
+        self._folder = RunFolder(root, best=rule, keep=rules, texts=texts)
         self._args = args
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
@@ -117,6 +120,7 @@ class Run:
             if isinstance(value, torch.optim.Optimizer)
         ]
         self._baseline = Baseline(self._objects)
+        trial.current().made(self, given)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
