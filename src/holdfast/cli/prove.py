@@ -7,6 +7,7 @@ import sys
 import click
 
 from holdfast.cli.output import coloured, say, say_json
+from holdfast.errors import ArgumentError
 from holdfast.runs.retention import SECONDS, parse_amount
 
 
@@ -49,7 +50,9 @@ def command(
     from holdfast.training.proving import Options, prove
 
     number, unit = parse_amount(timeout)
-    seconds = number * SECONDS.get(unit, 1.0)
+    if unit not in SECONDS:
+        raise ArgumentError(f"--timeout {timeout}: a time is wanted, such as 90s, 10min or 2h")
+    seconds = float(number * SECONDS[unit])
     terminal = sys.stderr.isatty()
     proof = prove(
         script,

@@ -22,10 +22,10 @@ import msgspec
 
 from holdfast.errors import ArgumentError, MachineError, NotFound
 from holdfast.runs.catalog import Listed, scan
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import remove_folder
-from holdfast.training.comparing import Compared, common_steps, compare_checkpoints
+from holdfast.training.comparing import Compared, Difference, common_steps, compare_checkpoints
 from holdfast.training.proving_process import Kill, Plan, Where
 from holdfast.training.triggers import parse_save
 from holdfast.training.verdict import Cause, Facts, Killed, Proof, RunProof, Verdict, likely_causes
@@ -34,6 +34,9 @@ _START = "from holdfast.training.proving_process import main; main()"
 _SAVES_BETWEEN_KILLS = 5
 _PLACES: tuple[Where, ...] = ("inside an item", "inside a save", "between items")
 _LAST_LINES = 20
+_SEEDS = {"python": "random.seed(0)", "numpy": "numpy.random.seed(0)", "torch": "torch.manual_seed(0)"}
+"""The global generators, and how a script seeds them."""
+_UNSEEDED = "the script does not seed {name}'s generator, so its state was not compared: {seed}"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -63,9 +66,11 @@ class Trace(msgspec.Struct):
         items: (run, step, digest) of each item that the loaders gave.
         findings: of the audits.
         notes: of the audits: what the loaders can't bring back.
+        generators: digests of the global generators when it made its first run.
         killed: whether it killed itself.
         seconds: from its first run to its end; 0.0 when it did not get there.
         calls: changes to the disk.
+        commits: checkpoints that were put in their place.
     """
 
     roots: dict[int, str] = {}
@@ -73,9 +78,11 @@ class Trace(msgspec.Struct):
     items: list[tuple[int, int, str]] = []
     findings: list[dict[str, Any]] = []
     notes: list[str] = []
+    generators: dict[str, str] = {}
     killed: bool = False
     seconds: float = 0.0
     calls: int = 0
+    commits: int = 0
 
 
 def prove(script: str, arguments: Sequence[str], options: Options, tell: Callable[[str], None]) -> Proof:
@@ -119,14 +126,17 @@ def draw_kills(items: dict[int, int], trace: Trace, count: int, draw: random.Ran
     if total == 0:
         return [_own_loop(trace, count, number, draw) for number in range(count)]
     places = [place for _ in range(-(-count // len(_PLACES))) for place in draw.sample(_PLACES, len(_PLACES))]
+    calls = max(1, trace.calls // max(1, trace.commits))
     kills = []
     count = min(count, total)
     for number, where in zip(range(count), places, strict=False):
         low, high = number * total // count, (number + 1) * total // count
-        at = draw.randrange(max(low, min(1, high - 1)), high)
+        if number == 0:
+            low = min((low + high + 1) // 2, high - 1)  # late enough that something is committed
+        at = draw.randrange(low, high)
         run = next(run for run in sorted(items) if at < sum(size for one, size in items.items() if one <= run))
         step = at - sum(size for one, size in items.items() if one < run)
-        kills.append(Kill(where, run, step, share=draw.uniform(0.1, 0.9), calls=draw.randint(1, 25)))
+        kills.append(Kill(where, run, step, share=draw.uniform(0.1, 0.9), calls=draw.randint(1, calls)))
     return kills
 
 
@@ -153,6 +163,7 @@ def _read_line(trace: Trace, line: dict[str, Any]) -> None:
         trace.items.append((line["item"], line["step"], line["digest"]))
     elif "run" in line:
         trace.roots[line["run"]] = line["root"]
+        trace.generators = trace.generators or line["generators"]
     elif "resumed" in line:
         trace.resumed.append((line["resumed"], line["step"]))
     elif "audit" in line:
@@ -161,7 +172,7 @@ def _read_line(trace: Trace, line: dict[str, Any]) -> None:
     elif "killed" in line:
         trace.killed = True
     else:
-        trace.seconds, trace.calls = line["seconds"], line["calls"]
+        trace.seconds, trace.calls, trace.commits = line["seconds"], line["calls"], line["commits"]
 
 
 class _Proving:
@@ -176,6 +187,7 @@ class _Proving:
         self._began = time.monotonic()
         self._processes = 0
         self._output = ""
+        self._unseeded: list[str] = []
 
     def prove(self) -> Proof:
         """Runs, kills, compares."""
@@ -188,6 +200,7 @@ class _Proving:
         kills = draw_kills(items, whole, self._options.kills, random.Random(self._seed))
         rule = self._rule(sum(items.values()), len(kills))
         killed, traces, failed = self._killed(whole, kills, rule)
+        self._unseeded = unseeded(whole, traces[0])
         if failed:
             return self._proof("fails when resumed", [], killed, [_failure(traces[-1])], whole, rule)
         runs = [self._compare("whole", "killed", number, root) for number, root in whole.roots.items()]
@@ -203,9 +216,8 @@ class _Proving:
         self._uninterrupted("again", rule)
         again = [self._compare("whole", "again", number, root) for number, root in whole.roots.items()]
         if any(run.differences for run in again):
-            return self._proof(
-                "not deterministic", again, killed, [_not_deterministic(self._manifest(whole))], whole, rule
-            )
+            cause = not_deterministic(bool(self._manifest(whole).environment.get("devices")), self._unseeded)
+            return self._proof("not deterministic", again, killed, [cause], whole, rule)
         runs = [
             msgspec.structs.replace(run, first_step=self._first_step(number))
             for number, run in zip(whole.roots, runs, strict=True)
@@ -234,6 +246,7 @@ class _Proving:
             seed=self._seed,
             save=rule,
             seconds=time.monotonic() - self._began,
+            notes=[_UNSEEDED.format(name=name, seed=_SEEDS.get(name, name)) for name in self._unseeded],
             output=self._last_lines() if verdict == "fails when resumed" else [],
             folder=self._folder if self._options.keep_folders else None,
         )
@@ -264,7 +277,7 @@ class _Proving:
         for kill in (*kills, None):
             code, trace = self._process("killed", rule, kill)
             if killed:
-                killed[-1] = msgspec.structs.replace(killed[-1], resumed=_resumed(trace))
+                killed[-1] = msgspec.structs.replace(killed[-1], resumed=_resumed(trace, killed[-1].run))
             traces.append(trace)
             if code == -signal.SIGKILL and trace.killed and kill is not None:
                 killed.append(self._told(whole, trace, kill))
@@ -274,6 +287,11 @@ class _Proving:
             return killed, traces, True
         if not killed:
             raise ArgumentError(f"`{printable(self._script)}`: is over before it could be killed; let it train longer")
+        if all(one.resumed is None for one in killed):
+            raise ArgumentError(
+                f"`{printable(self._script)}`: nothing was committed before it was killed, so that it began anew each "
+                "time and nothing is proved; --save 1step, or more --kills"
+            )
         return killed, traces, False
 
     def _told(self, whole: Trace, trace: Trace, kill: Kill) -> Killed:
@@ -321,21 +339,23 @@ class _Proving:
 
     def _manifest(self, whole: Trace) -> Manifest:
         number, root = next(iter(whole.roots.items()))
-        found = self._last("whole", number, root).manifest
-        if found is None:
-            raise ArgumentError(f"`{printable(root)}`: its last checkpoint can't be read")
-        return found
+        return read_manifest(self._last("whole", number, root).path)
 
     def _compare(self, left: str, right: str, number: int, root: str) -> RunProof:
         found: Compared = compare_checkpoints(self._last(left, number, root).path, self._last(right, number, root).path)
-        return RunProof(root, found.step, found.leaves, found.bytes, found.differences)
+        return RunProof(root, found.step, found.leaves, found.bytes, self._counted(found.differences))
+
+    def _counted(self, differences: list[Difference]) -> list[Difference]:
+        """Without the generators that each process finds in another state: they differ, and say nothing."""
+        left_out = [f".rng.{name}." for name in self._unseeded]
+        return [one for one in differences if not any(part in f".{one.path}" for part in left_out)]
 
     def _first_step(self, number: int) -> int | None:
         """The first step at which the killed run differs from the uninterrupted one that saved as often."""
         roots = [os.path.join(self._folder, name, f"run-{number}") for name in ("again", "killed")]
         for left, right in common_steps(*roots):
             found = compare_checkpoints(left, right)
-            if found.differences:
+            if self._counted(found.differences):
                 return found.step
         return None
 
@@ -344,30 +364,42 @@ def _runs(trace: Trace) -> list[int]:
     return sorted({run for run, _, _ in trace.items})
 
 
-def _resumed(trace: Trace) -> int | None:
-    return next((step for _, step in reversed(trace.resumed)), None)
+def _resumed(trace: Trace, root: str) -> int | None:
+    """The step from which a process resumed the run of that name."""
+    return next((step for number, step in reversed(trace.resumed) if trace.roots[number] == root), None)
 
 
 def first_other_item(whole: Trace, traces: Sequence[Trace]) -> str | None:
     """The first item that a killed or resumed process saw and that was another one in the uninterrupted run."""
     wanted = {(run, step): digest for run, step, digest in whole.items}
-    seen = sorted({(run, step) for t in traces for run, step, digest in t.items if wanted.get((run, step)) != digest})
+    items = [((run, step), digest) for trace in traces for run, step, digest in trace.items]
+    seen = sorted(place for place, digest in items if wanted.get(place, digest) != digest)
     return f"item {seen[0][1]} of {whole.roots[seen[0][0]]}" if seen else None
 
 
 def _failure(trace: Trace) -> Cause:
-    step = _resumed(trace)
+    step = next((step for _, step in reversed(trace.resumed)), None)
     at = "before it resumed" if step is None else f"after it resumed from step {step}"
     return Cause("script", f"a process that was started again failed {at}; its last lines follow")
 
 
-def _not_deterministic(manifest: Manifest) -> Cause:
-    if manifest.environment.get("devices"):
+def unseeded(whole: Trace, begun: Trace) -> list[str]:
+    """The global generators that two processes that begin anew find in different states."""
+    ours, theirs = whole.generators, begun.generators
+    return [name for name in _SEEDS if name not in ours or ours[name] != theirs.get(name)] if theirs else []
+
+
+def not_deterministic(devices: bool, unseeded: list[str]) -> Cause:
+    """Why two uninterrupted runs differ, as far as it shows."""
+    if unseeded:
+        calls = ", ".join(_SEEDS[name] for name in unseeded)
+        return Cause(
+            "rng", f"the generators begin in another state in each process; seed them by fixed numbers: {calls}"
+        )
+    if devices:
         kernels = "kernels that add in any order: torch.use_deterministic_algorithms(True) refuses them"
         return Cause("kernels", f"{kernels}; or a seed that is another one each time")
-    return Cause(
-        "kernels", "a seed that is another one each time (time, no torch.manual_seed), or the clock or host in args"
-    )
+    return Cause("clock", "a seed that is another one each time, such as the time, or the clock or the host in args")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ the next moment may be the last.
 from __future__ import annotations
 
 import os
+import random
 import runpy
 import signal
 import sys
@@ -108,7 +109,7 @@ class Watch:
     def made(self, run: Any, root: str) -> None:
         """Its loop is watched from here on, by methods of its own; a weak reference, so that it ends when it would."""
         number, ref = self._numbers[os.path.abspath(root)], weakref.ref(run)
-        self.note(run=number, root=root)
+        self.note(run=number, root=root, generators=generators())
         for name, watched in (
             ("resume", self._resume),
             ("batches", self._batches),
@@ -178,11 +179,11 @@ class Watch:
         if event not in _CHANGES or os.getpid() != self._pid or not _is_change(event, args, self._plan.folder):
             return
         self._calls += 1
-        if event == "os.rename" and parse_step(os.path.basename(os.fsdecode(args[1]))) is not None:
-            self._commits += 1
+        commits = event == "os.rename" and parse_step(os.path.basename(os.fsdecode(args[1]))) is not None
+        self._commits += commits
         if self._armed and self._kill is not None and self._kill.where == "inside a save":
             self._calls_left -= 1
-            if self._calls_left <= 0:
+            if self._calls_left <= 0 or (commits and self._kill.step > 0):  # this save, not a later one
                 self._die()
 
 
@@ -191,6 +192,15 @@ def _is_change(event: str, args: tuple[Any, ...], folder: str) -> bool:
     if not isinstance(path, str) or not path.startswith(folder + os.sep):
         return False
     return event != "open" or bool(args[2] & (os.O_WRONLY | os.O_RDWR))
+
+
+def generators() -> dict[str, str]:
+    """The state of each global generator on the CPU, as a digest: tells which ones a script does not seed."""
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    found = {"python": digest(random.getstate())}
+    if numpy is not None:
+        found["numpy"] = digest(numpy.random.get_state())
+    return found if torch is None else found | {"torch": digest(torch.get_rng_state())}
 
 
 def digest(item: Any) -> str:

@@ -79,6 +79,8 @@ def _schedulers(facts: Facts) -> list[Cause]:
     if missing:
         texts = (f"`{one['name']}` is not in the run: {one['reason']}. {one['line']}" for one in missing)
         return [Cause("scheduler", text) for text in texts]
+    if any(one.path == "position.step" for one in facts.differences):
+        return []  # one went on for longer; all else follows
     rates = [one.path for one in facts.differences if one.path.endswith((".lr", ".momentum", ".initial_lr"))]
     there = [name for name, kind in facts.kinds.items() if kind == "scheduler"]
     states = [one.path for one in facts.differences if one.path.split(".")[0] in there]
@@ -156,6 +158,7 @@ class Proof(msgspec.Struct, frozen=True):
         audit: of the uninterrupted run: what is alive and stateful and not in a run.
         seed: of the places where it was killed.
         save: the save rules that were added.
+        notes: what was not compared, and why.
         seconds: in all.
         output: the last lines of a script that failed when it was resumed.
         folder: where the runs lie, if they were kept.
@@ -170,6 +173,7 @@ class Proof(msgspec.Struct, frozen=True):
     seed: int
     save: str
     seconds: float
+    notes: list[str] = []
     output: list[str] = []
     folder: str | None = None
 
@@ -190,6 +194,7 @@ class Proof(msgspec.Struct, frozen=True):
         if self.audit:
             lines.append(f"  alive and stateful, and not in the run: {len(self.audit)}")
             lines += [f"    `{printable(one['name'])}`: {printable(one['line'])}" for one in self.audit]
+        lines += [f"  note: {printable(note)}" for note in self.notes]
         lines += [f"  | {printable(line)}" for line in self.output]
         again = f"--seed {self.seed}" + (f" --save {self.save.replace(' ', ',')}" if self.save else "")
         lines.append(f"  {self.seconds:.0f} s; the same places again: {again}")
