@@ -63,7 +63,7 @@ def main(script: str, root: str, *flaws: str) -> None:
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT", "TimeoutExpired")}
     proving.subprocess = SimpleNamespace(Popen=Forked, **names)
     for number, flaw in enumerate(flaws):
-        kills = 3 if flaw in ("two", "own loop", "order") else 1
+        kills = 2 if flaw in ("two", "order") else 1
         save = "none" if flaw == "anew" else "3step"
         options = proving.Options(kills, seed=7, save=save, timeout=100)
         if flaw == "never":

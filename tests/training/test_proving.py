@@ -54,7 +54,7 @@ def test_a_sound_script_passes_and_flaws_are_named(tmp_path: Path) -> None:
         (str(tmp_path / "0" / "b"), 18),
     ]
     assert all(run["leaves"] > 600 and run["bytes"] > 5000 for run in found["two"]["runs"])
-    assert len(found["two"]["kills"]) == 3
+    assert len(found["two"]["kills"]) == 2
     assert found["two"]["kills"][-1]["resumed"] is not None
     assert (found["two"]["causes"], found["two"]["audit"]) == ([], [])
     first = {
