@@ -120,18 +120,17 @@ class _Search:
         self._objects = objects
         self._loader = loader
         self._survey = Survey()
-        registered = [*objects.values(), *self._of_other_runs()]
-        self._reached = Reached(registered, None if loader is None else loader.obj)
+        # other runs of the program keep their objects themselves
+        baselines = [obj for obj in self._survey.tracked if type(obj) is Baseline]
+        registered = [obj for baseline in baselines for obj in baseline.registered()]
+        loaders = [part.obj for part in self._survey.tracked if type(part) is LoaderPart]
+        self._reached = Reached([*objects.values(), *registered], loaders)
         kinds = {cls: self._may_matter(cls) for cls in set(map(type, self._survey.tracked))}
         tracked = [obj for obj in self._survey.tracked if kinds[type(obj)]]
         unique = {id(obj): obj for obj in (*tracked, *self._survey.held)}
         self._alive = [obj for obj in unique.values() if not self._reached.covers(obj)]
         optimizers = [obj for obj in (*objects.values(), *self._alive) if issubclass(type(obj), Optimizer)]
         self._trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-
-    def _of_other_runs(self) -> list[Any]:
-        baselines = [obj for obj in self._survey.tracked if type(obj) is Baseline]
-        return [obj for baseline in baselines for obj in baseline.registered()]
 
     def _may_matter(self, cls: type) -> bool:
         if home(cls).startswith("holdfast."):

@@ -151,8 +151,10 @@ def _locals(frame: FrameType) -> list[tuple[str, Any]]:
     """A frame's local variables. Before Python 3.13 the frame keeps a copy of them, which is emptied again."""
     snapshot = frame.f_locals
     found = list(snapshot.items())
-    # 3: the frame's, this function's and the argument's; more, and the program itself holds it, by locals()
-    if type(snapshot) is dict and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(snapshot) <= 3:
+    is_copy = type(snapshot) is dict and bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
+    # 3: the frame's, this function's and the argument's; more, and the program itself holds it, by locals(). A tracer
+    # writes the copy back into the variables.
+    if is_copy and sys.gettrace() is None and sys.getrefcount(snapshot) <= 3:
         snapshot.clear()
     return found
 

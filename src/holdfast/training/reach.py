@@ -23,16 +23,16 @@ class Reached:
 
     Args:
         registered: the objects of this run and of others that are alive.
-        loader: the run's loader, or None.
+        loaders: of these runs.
     """
 
-    def __init__(self, registered: Iterable[Any], loader: Any) -> None:
+    def __init__(self, registered: Iterable[Any], loaders: Iterable[Any]) -> None:
         self._ids: set[int] = set()
         self._tensors: set[int] = set()
         self._layouts: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         for obj in registered:
             self._add(obj)
-        if loader is not None:
+        for loader in loaders:
             self._add_loader(loader)
 
     def covers(self, obj: Any) -> bool:
