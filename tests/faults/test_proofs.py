@@ -35,7 +35,7 @@ def test_the_example_is_proved_and_the_audit_has_nothing_to_say(repository: Path
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("arguments", [[], ["--workers=2"], ["--flaw=own loop"], ["--flaw=two"]])
+@pytest.mark.parametrize("arguments", [[], ["--workers=2"], ["--flaw=own loop"], ["--flaw=two"], ["--flaw=background"]])
 def test_sound_scripts(arguments: list[str], seed: int, tmp_path: Path) -> None:
     code, found = prove("--seed", seed, SCRIPT, tmp_path / "run", *arguments)
     assert (code, found["verdict"]) == (0, "same"), found

@@ -74,7 +74,8 @@ def train(root: Path, flaw: str, workers: int) -> None:
     stopping = EarlyStopping() if flaw == "counter" else None
     save = "3ep" if flaw == "anew" else "1ep"
     objects = {**parts.objects(flaw), "loader": parts.loader}
-    with holdfast.Run(root, **objects, rng=flaw != "rng", args=flaw, save=save) as run:
+    background = flaw == "background"
+    with holdfast.Run(root, **objects, rng=flaw != "rng", args=flaw, save=save, background=background) as run:
         if flaw == "restart" and run.resume() is not None:
             raise RuntimeError("this script can't go on")
         for epoch in run.epochs(0 if flaw == "nothing" else 3):

@@ -11,7 +11,7 @@ import msgspec
 from holdfast.formats.base import StoredTensor
 from holdfast.runs.catalog import scan
 from holdfast.runs.checkpoint import Checkpoint
-from holdfast.state.flatten import below
+from holdfast.state.flatten import below, child
 from holdfast.state.paths import dotted
 from holdfast.state.values import Opaque, Typed
 
@@ -67,6 +67,12 @@ def common_steps(left: str, right: str) -> list[tuple[str, str]]:
     """The step folders that two runs have in common, oldest first."""
     theirs = {one.step: one.path for one in scan(right).readable}
     return [(one.path, theirs[one.step]) for one in scan(left).readable if one.step in theirs]
+
+
+def has_part(folder: str, name: str) -> bool:
+    """Whether a checkpoint holds a part of that name: an object of the run, ``rng`` or ``loader``."""
+    with contextlib.closing(Checkpoint(folder)) as checkpoint:
+        return child(checkpoint.document().tree, name) is not None
 
 
 class _Absent:

@@ -25,7 +25,7 @@ from holdfast.runs.catalog import Listed, scan
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import remove_folder
-from holdfast.training.comparing import Compared, Difference, common_steps, compare_checkpoints
+from holdfast.training.comparing import Compared, Difference, common_steps, compare_checkpoints, has_part
 from holdfast.training.proving_process import Kill, Plan, Where
 from holdfast.training.triggers import parse_save
 from holdfast.training.verdict import Cause, Facts, Killed, Proof, RunProof, Verdict, likely_causes
@@ -225,7 +225,7 @@ class _Proving:
         manifest = self._manifest(whole)
         facts = Facts(
             differences=[one for run in runs for one in run.differences],
-            keeps_rng="rng.safetensors" in manifest.files,
+            keeps_rng=has_part(self._last("whole", *next(iter(whole.roots.items()))).path, "rng"),
             kinds={name: str(one.get("kind")) for name, one in manifest.objects.items()},
             item=first_other_item(whole, traces),
             findings=whole.findings,

@@ -77,6 +77,7 @@ class Watch:
         self._fd = os.open(plan.trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pid = os.getpid()
         self._numbers: dict[str, int] = {}
+        self._given: dict[str, tuple[int, str]] = {}
         self._audited: set[int] = set()
         self._calls = self._commits = self._items = 0
         self._began: float | None = None
@@ -100,15 +101,16 @@ class Watch:
         """The run lives in the plan's folder and saves by the plan's rules too."""
         number = self._numbers.setdefault(os.path.abspath(root), len(self._numbers))
         folder = os.path.join(self._plan.folder, f"run-{number}")
+        self._given[folder] = (number, root)
         live_elsewhere(root, folder)
         if self._began is None:
             self._began = time.monotonic()
             self._kill_later()
         return folder, f"{save} {self._plan.save}".strip()
 
-    def made(self, run: Any, root: str) -> None:
+    def made(self, run: Any) -> None:
         """Its loop is watched from here on, by methods of its own; a weak reference, so that it ends when it would."""
-        number, ref = self._numbers[os.path.abspath(root)], weakref.ref(run)
+        (number, root), ref = self._given[run.path], weakref.ref(run)
         self.note(run=number, root=root, generators=generators())
         for name, watched in (
             ("resume", self._resume),

@@ -16,8 +16,8 @@ class Trial(Protocol):
         """The folder and the save rules of a run that is about to be made, from those that the program gives."""
         ...
 
-    def made(self, run: Any, root: str) -> None:
-        """A run was made; ``root`` is the folder that the program gave."""
+    def made(self, run: Any) -> None:
+        """A run was made, in the folder that ``begins`` gave."""
         ...
 
 
@@ -25,7 +25,7 @@ class _NoTrial:
     def begins(self, root: str, save: str) -> tuple[str, str]:
         return root, save
 
-    def made(self, run: Any, root: str) -> None:
+    def made(self, run: Any) -> None:
         return
 
 
