@@ -10,13 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
+from holdfast.errors import (
+    ArgumentError,
+    CorruptFile,
+    FormatError,
+    HoldfastError,
+    NotFound,
+    StorageError,
+    UnknownFormat,
+)
 from holdfast.formats.base import Document
-from holdfast.runs.catalog import Listed, best, scan
+from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.placing import Groups
 from holdfast.runs.retention import Rule, plan_prune
@@ -73,10 +81,13 @@ class RunFolder:
 
     Args:
         root: the folder; created when missing.
-        best: which checkpoint is best, or None.
+        best: which checkpoints are best, that of ``run.best`` first.
         keep: retention rules; empty keeps all.
         texts: the rules as the user wrote them, for run.json: ``best``, ``keep``, ``save``.
         read_back: whether each checkpoint is read from the disk and compared with its digests before it is committed.
+
+    Attributes:
+        passed: damaged steps that were set aside, newest first.
 
     Raises:
         RunLocked: another process writes this run; names it.
@@ -87,14 +98,15 @@ class RunFolder:
         self,
         root: str,
         *,
-        best: BestRule | None,
+        best: Sequence[BestRule],
         keep: Sequence[Rule],
         texts: Mapping[str, str | None],
         read_back: bool = False,
     ) -> None:
         self.root = root
-        self.best_rule = best
+        self.best_rules = tuple(best)
         self.keep = list(keep)
+        self.passed: list[int] = []
         self._read_back = read_back
         if os.path.lexists(root) and not os.path.isdir(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
@@ -131,8 +143,11 @@ class RunFolder:
         for one in reversed(scan(self.root).checkpoints):
             try:
                 if one.manifest is None:
+                    read_manifest(one.path)  # a disk that fails says so itself: the checkpoint may be fine
                     raise CorruptFile(one.problem or "no manifest", file=one.path, step=one.step)
                 checkpoint = open_checkpoint(one.path)
+            except UnknownFormat:
+                raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
                 self.set_aside(one.step, str(reason))
                 continue
@@ -154,17 +169,26 @@ class RunFolder:
     def set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint to ``quarantine/`` with its reason."""
         quarantine(self.root, step, reason)
+        self.passed.append(step)
         log.warning("run %s: step %d is damaged and was set aside in quarantine/: %s", self.root, step, reason)
 
     def path_of(self, step: int) -> str:
         """The folder of a step that is about to be saved.
 
         Raises:
-            ArgumentError: it exists.
+            ArgumentError: it exists, or lies behind one that does.
         """
         path = os.path.join(self.root, step_name(step))
         if os.path.lexists(path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
+        newest = newest_step(self.root)
+        if newest is not None and newest > step:  # retention would take it for an old one and delete it
+            raise ArgumentError(
+                f"`{path}`: step {step} lies behind step {newest}, which is saved; steps go up. resume='@step=N' goes "
+                "back to an earlier one",
+                file=path,
+                step=step,
+            )
         return path
 
     def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
@@ -203,7 +227,10 @@ class RunFolder:
         return self.prune()
 
     def prune(self) -> list[int]:
-        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged."""
+        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged.
+
+        Called behind a commit alone: what it may never delete, the newest, was then written by this process just now.
+        """
         if not self.keep:
             return []
         try:
@@ -214,21 +241,15 @@ class RunFolder:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
             return []
 
-    def is_best(self, value: float | None) -> bool:
-        """Whether a new value of the best rule's metric is at least as good as every committed one."""
-        if self.best_rule is None or value is None or value != value:
-            return False
-        found = self.best()
-        if found is None or found.manifest is None:
-            return True
-        old = found.manifest.metrics[self.best_rule.metric] or 0.0
-        return value <= old if self.best_rule.mode == "min" else value >= old
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether new metrics are at least as good as every committed one, by any of the best rules."""
+        return bool(beaten(scan(self.root).readable, self.best_rules, metrics))
 
     def best(self) -> Listed | None:
-        """The best committed checkpoint by the run's rule."""
-        if self.best_rule is None:
+        """The best committed checkpoint by the run's first rule."""
+        if not self.best_rules:
             raise ArgumentError(f"`{self.root}`: the run has no best= rule; give one, such as best='val_loss:min'")
-        return best(scan(self.root).readable, self.best_rule)
+        return best(scan(self.root).readable, self.best_rules[0])
 
     def newest(self) -> Listed | None:
         """The newest committed checkpoint whose manifest is good."""

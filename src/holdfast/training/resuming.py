@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from torch import nn
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
+from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart, NotFound, UnknownFormat
 from holdfast.formats.base import Document
 from holdfast.policy.report import LoadReport
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
@@ -86,21 +86,31 @@ def _step_of(folder: RunFolder, reference: str) -> int:
 
 
 def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed | None:
-    damaged = 0
     for checkpoint in folder.candidates():
         with checkpoint:
             try:
-                return _restore(checkpoint, folder.root, objects, rng)
-            except FormatError as reason:
+                found = _restore(checkpoint, folder.root, objects, rng)
+            except (UnknownFormat, MissingPart):
+                raise  # no damage: a newer holdfast wrote it, or the program has a new object
+            except (FormatError, NotFound) as reason:  # NotFound: one of its files
                 folder.set_aside(checkpoint.manifest.step, str(reason))
-                damaged += 1
-    if damaged or folder.has_quarantined():
+                continue
+            if folder.passed:
+                log.warning("run %s: %s", folder.root, _used_instead(folder.passed, found.position.step))
+            return found
+    if folder.passed or folder.has_quarantined():
         raise CorruptFile(
             f"`{folder.root}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one back "
             "from a copy, or start in another folder",
             file=folder.root,
         )
     return None
+
+
+def _used_instead(passed: Sequence[int], step: int) -> str:
+    """What a run that falls back says last: how far."""
+    steps = ", ".join(map(str, passed))
+    return f"goes on from step {step}, the newest good checkpoint, instead of step {steps}; the rest is trained again"
 
 
 def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng: bool) -> Resumed:

@@ -14,7 +14,7 @@ from holdfast.objects.loader import LoaderPart
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
-from holdfast.runs.run_file import parse_best
+from holdfast.runs.run_file import parse_bests
 from holdfast.training import trial
 from holdfast.training.audit import AuditReport, audit
 from holdfast.training.background import parse_background
@@ -36,9 +36,10 @@ class Run:
 
     Args:
         root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
-        best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
+        best: which checkpoints are best, ``"val_loss:min"`` or ``"val_loss:min val_acc:max"``; the first rule is what
+            ``run.best`` and ``@best`` mean. A new best by any of them is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
-            The best one by ``best`` always stays.
+            The best one by each rule of ``best`` always stays.
         save: when to commit, ``"1ep"``, ``"500step 15min signal exception"``; whichever comes first. With ``signal``,
             SIGTERM, SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in
             evaluation at once, inside an item at its end. A second SIGINT stops at once. With ``exception``, an error
@@ -75,7 +76,7 @@ class Run:
         self,
         root: str | os.PathLike[str],
         *,
-        best: str | None = None,
+        best: str | Sequence[str] | None = None,
         keep: str | Sequence[Rule] | None = None,
         save: str = "1ep",
         background: bool | str = False,
@@ -98,10 +99,11 @@ class Run:
         self._triggers, how = parse_triggers(save), parse_background(background)
         self._watch = SignalWatch(self._on_signal) if self._triggers.signal else None
         self._error_watch = ErrorWatch(self._on_error) if self._triggers.exception else None
-        rule = None if best is None else parse_best(best)
-        rules = with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
-        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(root, best=rule, keep=rules, texts=texts, read_back=read_back)
+        bests = () if best is None else parse_bests(best)
+        rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
+        best_text = " ".join(map(str, bests)) or None
+        texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
+        self._folder = RunFolder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
@@ -320,11 +322,10 @@ class Run:
         return committed
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        rule = self._folder.best_rule
-        if rule is None or rule.metric not in metrics:
+        if not any(rule.metric in metrics for rule in self._folder.best_rules):
             return False
         self._commits.settle(wait=True)  # what is on its way has metrics too
-        return self._folder.is_best(metrics[rule.metric])
+        return self._folder.is_best(metrics)
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
@@ -386,7 +387,7 @@ class Run:
 
     @property
     def best(self) -> SavedCheckpoint:
-        """The best checkpoint by the ``best`` rule. Raises MissingPart while there is none."""
+        """The best checkpoint by the first ``best`` rule. Raises MissingPart while there is none."""
         self.wait()
         found = self._folder.best()
         if found is None:
@@ -403,10 +404,8 @@ class Run:
         return SavedCheckpoint(found.path, self._objects)
 
     def audit(self) -> AuditReport:
-        """Searches the program for what is alive and stateful and not in this run; changes nothing.
-
-        Each comes with the line to type: objects of the program, and what changed in the run's own objects since it was
-        made, or last audited, and is in no ``state_dict``. Call it where the training is, inside the loop or behind it.
+        """Searches the program for what is alive and stateful and not in this run, and in its objects for what changed
+        and is in no ``state_dict``. Changes nothing. Call it where the training is, inside the loop or behind it.
         """
         return audit(self.path, self._objects, self._loader, self._baseline)
 
