@@ -1,7 +1,4 @@
-"""What goes wrong when training is resumed, one lesson a test: first what torch alone does, then holdfast.
-
-Of lesson 17, what is alive and not in the run, this is the part that shows without a search through the program.
-"""
+"""What goes wrong when training is resumed, one lesson a test: first what torch alone does, then holdfast."""
 
 from __future__ import annotations
 
@@ -332,6 +329,33 @@ def test_lesson_17_what_is_not_in_the_run_is_told(net: Net, run_dir: Path, caplo
     assert {"optimizer", "scaler"} <= set(holdfast.restore(f"{run_dir}@last", model=net(3)).unused)
     with holdfast.Run(run_dir, model=net(2), ema=net(4)) as run, pytest.raises(MissingPart, match="no part for `ema`"):
         run.resume()
+
+
+class EarlyStopping:
+    def __init__(self) -> None:
+        self.best, self.counter = 0.0, 0
+
+
+def test_lesson_17_the_audit_names_what_was_never_registered(net: Net, run_dir: Path) -> None:
+    """The weights come back, and the loss scale, the average, the patience and the order of the data begin anew."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    alive = {
+        "scaler": torch.amp.GradScaler("cpu"),
+        "ema": torch.optim.swa_utils.AveragedModel(model),
+        "stopping": EarlyStopping(),
+        "loader": DataLoader(range(8), shuffle=True),
+    }
+    with holdfast.Run(run_dir, model=model, optimizer=optimizer) as run:
+        found = {one.name: one for one in run.audit().findings}
+        for word in alive:
+            assert f"alive['{word}']" in found, f"{word} is lost at the next restart, and nobody said so"
+        assert found["alive['scaler']"].line == "holdfast.Run(..., scaler=alive['scaler'])"
+        run.save(step=1)
+    given = {word: alive[word] for word in ("scaler", "ema", "loader")}
+    with holdfast.Run(run_dir.with_name("b"), model=model, optimizer=optimizer, **given) as run:
+        told = {one.name for one in run.audit().findings}
+    assert not {f"alive['{word}']" for word in given} & told
 
 
 @pytest.mark.parametrize(("where", "position"), [("training", (3, 0, 3)), ("evaluation", (4, 0, 4))])

@@ -29,6 +29,7 @@ VERBS = {
     "merge": "several files as one",
     "path": "the folder that a reference names",
     "pin": "a name under which a checkpoint is kept",
+    "prove": "whether a training that is killed and resumed ends with the same bits",
     "prune": "delete the checkpoints that no rule keeps",
     "rename": "a file with other names for its weights",
     "rescue": "the weights out of a whole pickled module",

@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, NotFound
 from holdfast.runs.catalog import Catalog, Listed, best, choose_resume, is_run, scan
+from holdfast.runs.elsewhere import found_at
 from holdfast.runs.layout import MANIFEST
 from holdfast.runs.run_file import BestRule, parse_best, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
@@ -85,6 +86,7 @@ def locate(path: str) -> str | None:
     Raises:
         NotFound, ArgumentError: as :func:`parse` and :func:`resolve`.
     """
+    path = found_at(path)
     if os.path.isdir(path):
         if os.path.lexists(os.path.join(path, MANIFEST)):
             return path

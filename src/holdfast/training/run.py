@@ -15,9 +15,12 @@ from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_bests
+from holdfast.training import trial
+from holdfast.training.audit import AuditReport, audit
 from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
+from holdfast.training.drift import Baseline
 from holdfast.training.folder import RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -86,6 +89,7 @@ class Run:
         **objects: Any,
     ) -> None:
         _check_names(objects)
+        root, save = trial.current().begins(os.fspath(root), save)
         self._objects = {name: value for name, value in objects.items() if value is not None}
         for name, part in adapt_all(self._objects).items():  # what can't be saved is refused here, not hours later
             if isinstance(part, OptimizerPart) and part.param_names() is None:
@@ -99,7 +103,7 @@ class Run:
         rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
         best_text = " ".join(map(str, bests)) or None
         texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(os.fspath(root), best=bests, keep=rules, texts=texts, read_back=read_back)
+        self._folder = RunFolder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
@@ -113,6 +117,8 @@ class Run:
         self._rest: tuple[Position, dict[str, Any]] | None = None
         self._in_body = self._inside = self._counts = False
         self._steps = StepWatch(self._objects.values())
+        self._baseline = Baseline(self._objects)
+        trial.current().made(self)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -396,6 +402,12 @@ class Run:
         if found is None:
             raise MissingPart(f"`{self.path}`: no checkpoint yet", file=self.path)
         return SavedCheckpoint(found.path, self._objects)
+
+    def audit(self) -> AuditReport:
+        """Searches the program for what is alive and stateful and not in this run, and in its objects for what changed
+        and is in no ``state_dict``. Changes nothing. Call it where the training is, inside the loop or behind it.
+        """
+        return audit(self.path, self._objects, self._loader, self._baseline)
 
     def close(self) -> None:
         """Waits for what is being saved, then lets go of the run's lock and of the optimizers; twice is fine.
