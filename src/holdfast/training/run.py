@@ -98,6 +98,7 @@ class Run:
         self._args = args
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._loader = None if loader is None else LoaderPart(loader)
+        self._loader_given = loader is not None
         self._epoch = self._step = self._batch = 0
         self._resumed: Position | None = None
         self._looked = False
@@ -220,16 +221,23 @@ class Run:
 
     def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
         self._ended = None
-        if self._loader is None or self._loader.obj is not loader:
-            self._loader = LoaderPart(loader)
         state, self._loader_state = self._loader_state, None
-        if state is None:
-            if self._batch:
-                raise ArgumentError(f"`{self.path}`: stands in the middle of an epoch, and no loader's place was saved")
-            return self._loader.begin()
-        for note in self._loader.notes() if state["batch"] else ():
-            log.warning("run %s resumes at batch %d: %s", self.path, state["batch"], note)
-        return self._loader.go_on(state, self._rng_state)
+        if self._in_body or (self._batch and state is None):
+            raise ArgumentError(
+                f"`{self.path}`: batches() in the middle of epoch {self._epoch}, with no saved place to go on from. An "
+                "epoch is one pass over one loader: call end(epoch) before the next one, read a validation loader "
+                "without batches(), and give several loaders as one iterable"
+            )
+        if self._loader is None or (self._loader.obj is not loader and not self._loader_given):
+            self._loader = LoaderPart(loader)
+        if self._loader.obj is not loader:
+            raise ArgumentError(f"`{self.path}`: batches() was given another loader than loader= of the run; give one")
+        for note in self._loader.notes() if state is not None and state["batch"] else ():
+            log.warning("run %s resumes at batch %d: %s", self.path, self._batch, note)
+        iterator = self._loader.begin() if state is None else self._loader.go_on(state, self._rng_state)
+        for note in self._loader.warnings:
+            log.warning("run %s: %s", self.path, note)
+        return iterator
 
     def _count(self) -> None:
         if self._in_body:
