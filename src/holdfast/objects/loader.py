@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from holdfast.errors import ArgumentError, MismatchError
@@ -86,13 +87,12 @@ class LoaderPart:
                 "each epoch, or the iterable that it is made from"
             )
         before, first = self._settings, self._watched is None
-        self.warnings = []
         self._look_around()
-        if not first and "epoch" in before and before == self._settings and self._settings.get("shuffle"):
-            self.warnings.append(
-                f"its sampler is still set to epoch {before['epoch']}, so that the order is that of the epoch before: "
-                "call loader.sampler.set_epoch(epoch) in each epoch"
-            )
+        same = not first and "epoch" in before and before == self._settings and self._settings.get("shuffle")
+        self.warnings = [_same_order(before["epoch"])] if same else []
+        return self._start()
+
+    def _start(self) -> Iterator[Any]:
         self._begun = self._moment()
         self._reused = self._keeps_workers and getattr(self._active, "_iterator", None) is not None
         return self._watch(iter(self._active))
@@ -112,15 +112,12 @@ class LoaderPart:
         after = rng if rng is not None and inside else capture_rng()
         self.warnings = self._compared(state)
         if ("own" in state) != self._own:
-            return self.begin()  # another kind of loader: an epoch's beginning, or it was refused
+            return self._start()  # another kind of loader at an epoch's beginning: inside one it was refused
         if self._own:
             return self._go_on_by_itself(state, after)
         if not inside and not state["reused"]:
             self._restore_generators(state)
-            said = self.warnings
-            iterator = self.begin()
-            self.warnings = said
-            return iterator
+            return self._start()
         moment = state["begun"] or self._moment(state)
         self._restore_moment(moment)
         iterator = self._rest(state, lambda: self._restore_moment(moment) if state["reused"] else None)
@@ -165,11 +162,11 @@ class LoaderPart:
         """Its state_dict; None for one that has not begun, which would begin, and draw, to tell it."""
         if getattr(self.obj, "_iterator", self) is None:
             return None
-        return copy.deepcopy(self.obj.state_dict())  # type: ignore[attr-defined]  # the next item changes it
+        return _copied(self.obj.state_dict())  # type: ignore[attr-defined]  # the next item changes it
 
     def _go_on_by_itself(self, state: dict[str, Any], after: dict[str, Any]) -> Iterator[Any]:
         if state["own"] is None:
-            return self.begin()
+            return self._start()
         inside = state["batch"] > 0
         try:
             iterator = self._with_own_state(state["own"], finished=state["over"], inside=inside)
@@ -278,7 +275,7 @@ class LoaderPart:
         return [generator_state(generator) for generator in self._generators]
 
     def _sampler_states(self) -> list[Any]:
-        return [copy.deepcopy(sampler.state_dict()) for sampler in self._samplers]
+        return [_copied(sampler.state_dict()) for sampler in self._samplers]
 
     def _restore_generators(self, states: dict[str, Any]) -> None:
         if len(self._generators) != len(states["generators"]):
@@ -300,8 +297,26 @@ class LoaderPart:
             ) from reason
 
 
+def _same_order(epoch: int) -> str:
+    return (
+        f"its sampler is still set to epoch {epoch}, so that the order is that of the epoch before: call "
+        "loader.sampler.set_epoch(epoch) in each epoch"
+    )
+
+
 def _once_only(name: str) -> str:
     return (
         f"a {name} can be read only once: on a resume the program's new one is read up to its place, which is right if "
         "it gives the same items in each process"
     )
+
+
+def _copied(tree: Any) -> Any:
+    """A deep copy; a plain tree of a few values takes deepcopy longer than everything else of a save's moment."""
+    if type(tree) is dict:
+        return {key: _copied(value) for key, value in tree.items()}
+    if type(tree) is list:
+        return [_copied(value) for value in tree]
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone()
+    return tree if isinstance(tree, int | float | str | None) else copy.deepcopy(tree)

@@ -134,7 +134,7 @@ def _described(item: Any) -> Iterator[str]:
     elif isinstance(item, torch.Tensor):
         yield f"{item.dtype} {tuple(item.shape)} {_beginning(item)}"
     elif numpy is not None and isinstance(item, numpy.ndarray) and item.dtype.kind in "biufcSU":
-        yield f"{item.dtype} {item.shape} {_digest(item.ravel()[:_ELEMENTS].tobytes())}"
+        yield f"{item.dtype} {item.shape} {_digest(item.flat[:_ELEMENTS].tobytes())}"
     else:
         yield class_name(item)
 
@@ -142,8 +142,12 @@ def _described(item: Any) -> Iterator[str]:
 def _beginning(tensor: torch.Tensor) -> str:
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
         return ""  # to look at it would wait for its device
-    first = tensor.detach().flatten()[:_ELEMENTS].resolve_conj().resolve_neg().contiguous()
-    return _digest(first.view(torch.uint8).numpy().tobytes())
+    first = tensor.detach()
+    for dim in range(0 if first.is_contiguous() else first.dim()):  # it would be copied whole to be flattened
+        below = max(first.numel() // max(first.shape[dim], 1), 1)
+        first = first.narrow(dim, 0, min(first.shape[dim], max(_ELEMENTS // below, 1)))
+    plain = first.flatten()[:_ELEMENTS].resolve_conj().resolve_neg().contiguous()
+    return _digest(plain.view(torch.uint8).numpy().tobytes())
 
 
 def _digest(data: bytes) -> str:
