@@ -197,6 +197,9 @@ class Run:
                 self._inside = False
                 self._ended = self._moment() if self._watch is not None else None
                 return
+            except RuntimeError:  # of loader workers that were told to go as well, while an item was waited for
+                self._go_if_told()
+                raise
             if moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
             self._in_body, self._stepped = True, False
