@@ -360,6 +360,21 @@ def test_the_loader_may_change_from_epoch_to_epoch(stop: int, run_dir: Path) -> 
     assert [number for epoch in rest for number in epoch] == [number for epoch in whole for number in epoch][-done:]
 
 
+def test_an_own_loop_gives_a_loader_with_state_as_an_object(run_dir: Path) -> None:
+    seen = []
+    for stop in (3, None):
+        loader = torchdata(shuffle=True, generator=torch.Generator().manual_seed(1))
+        with holdfast.Run(run_dir, model=nn.Linear(1, 1), data=loader) as run:
+            at = run.resume()
+            for step, batch in enumerate(loader, at.step if at else 0):
+                if step == stop:
+                    break
+                seen += batch.tolist()
+                run.save(step=step + 1)
+    assert len(seen) == SIZE
+    assert set(seen) == set(range(SIZE))
+
+
 # -- random state ------------------------------------------------------------------------------------------------------
 
 
