@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TRAINING = Path(__file__).parents[1] / "training"
-POINTS = 12
+POINTS = 8
 
 
 @pytest.mark.long
