@@ -126,7 +126,7 @@ def test_lesson_12_a_random_state_that_is_none_is_no_success(
     """Whole on the disk and still no state of a generator: the digests are right, and only the generator knows."""
     state = {**capture_rng(), **damaged}
     with holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run, monkeypatch.context() as patched:
-        patched.setattr("holdfast.training.run.capture_rng", lambda: state)
+        patched.setattr("holdfast.training.commits.capture_rng", lambda: state)
         run.save(step=1)
     assert holdfast.verify(run_dir).status == "OK"
     with (

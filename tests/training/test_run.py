@@ -311,7 +311,8 @@ def test_an_object_without_state_dict_is_refused_at_the_start(run_dir: Path) -> 
         ({"save": " "}, "save= has no rule"),
         ({"keep": "latest"}, "latest"),
         ({"best": "loss"}, "does not say which value is best"),
-        ({"background": True}, "background= is not in this version; leave it out"),
+        ({"background": "fast"}, "'fast' is none of copy, check, wait, skip and coalesce"),
+        ({"background": "skip wait"}, "one of wait, skip and coalesce"),
         ({"rng": 3, "args": nn.Linear}, "`args`: a value of type type can't be stored"),
     ],
 )

@@ -17,6 +17,7 @@ from holdfast.errors import HoldfastError
 USAGE = 3
 INTERRUPTED = 130
 VERBS = {
+    "adopt": "a run that resumes, out of a folder of old checkpoints",
     "average": "the average of several checkpoints' weights",
     "check": "whether a file fits a model, changing nothing",
     "convert": "one file as another, proved equal",

@@ -37,11 +37,13 @@ class FileRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
         digest: ``xxh3-128:`` and hex, of the first ``head`` bytes.
         head: bytes that ``digest`` covers; None for all. In a container these are its header, and the rest is covered
             by the chunk digests of ``entries.json``.
+        links: checkpoints in a row that share this file with the one before them; 0 where it was written anew.
     """
 
     size: int
     digest: str
     head: int | None = None
+    links: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):

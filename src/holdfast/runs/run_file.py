@@ -143,6 +143,7 @@ def read_run_file(root: str | os.PathLike[str]) -> RunFile | None:
         uncommitted=tuple(
             EpochMetrics(line.step, line.epoch, metrics_from_json(line.metrics, file)) for line in wire.uncommitted
         ),
+        branch=wire.branch,
     )
 
 

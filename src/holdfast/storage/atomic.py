@@ -174,20 +174,26 @@ class StagedFolder:
             raise StorageError(f"`{shown(self.path)}`: exists already; nothing was written", file=self.path)
 
     @contextlib.contextmanager
-    def file(self, name: str, *, mode: int = 0o666) -> Iterator[StagedFile]:
-        """A new file of the folder, checked, fsynced and closed when the block ends; ``mode`` is narrowed by the umask.
+    def file(self, name: str, *, shard: bool = False) -> Iterator[StagedFile]:
+        """A new file of the folder, checked, fsynced and closed when the block ends; an error in it fails the folder.
 
-        After an error in the block the folder can't be committed any more.
+        Args:
+            name: its name in the folder.
+            shard: it is large and may become a file of other folders too, so it loses its write bits; and it is
+                written past the page cache where the disk can do that.
         """
         self._writable()
         path = os.path.join(self.partial, _plain(name))
         with self._or_failed():
-            with reported(os.path.join(self.path, name), "creating it"):
-                staged = StagedFile(
-                    os.path.join(self.path, name), self._syscalls.open_new(path, mode), syscalls=self._syscalls
-                )
+            shown_path, direct = os.path.join(self.path, name), path if shard and self._durable else None
+            with reported(shown_path, "creating it"):
+                fd = self._syscalls.open_new(path, 0o666)
+            staged = StagedFile(shown_path, fd, direct=direct, syscalls=self._syscalls)
             try:
                 yield staged
+                if shard:
+                    with reported(staged.path, "taking its write bits"):
+                        self._syscalls.chmod(path, os.fstat(staged.fd).st_mode & 0o444)
                 staged.finish(self._durable)
             except BaseException:
                 with contextlib.suppress(StorageError):
@@ -199,7 +205,7 @@ class StagedFolder:
         with self.file(name) as staged:
             staged.write([WriteRequest(0, data)], digest=False)
 
-    def link(self, existing: StrPath, name: str) -> bool:
+    def share(self, existing: StrPath, name: str) -> bool:
         """Adds a file that exists elsewhere: as a hard link, or as a copy where the file system can't link.
 
         Returns:
@@ -224,7 +230,7 @@ class StagedFolder:
 
     def _copy(self, existing: str, name: str) -> None:
         source = FileSource(existing)
-        with contextlib.closing(source), self.file(name, mode=os.stat(existing).st_mode & 0o777) as staged:
+        with contextlib.closing(source), self.file(name, shard=True) as staged:
             staged.allocate(source.size)
             staged.write([WriteRequest(0, source)], digest=False)
 

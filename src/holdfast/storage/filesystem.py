@@ -120,7 +120,7 @@ def _commit(path: str, syscalls: Syscalls) -> bool:
     """Commits a folder of two files as a checkpoint is committed; whether the second is a link to the first."""
     with StagedFolder(os.path.dirname(path), os.path.basename(path), syscalls=syscalls) as staged:
         staged.write_bytes(_SAMPLE, b"holdfast\n")
-        linked = staged.link(os.path.join(staged.partial, _SAMPLE), f"{_SAMPLE}-again")
+        linked = staged.share(os.path.join(staged.partial, _SAMPLE), f"{_SAMPLE}-again")
         staged.commit()
     return linked
 

@@ -6,7 +6,6 @@ import datetime
 import logging
 import os
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -14,35 +13,59 @@ import msgspec
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, best, scan
-from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.moves import prune, quarantine, supersede
+from holdfast.runs.placing import Groups
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
+from holdfast.runs.shards import Shards
+from holdfast.runs.verify import refuse_damage
+from holdfast.runs.writing import write_checkpoint
 from holdfast.storage.atomic import StagedFolder, make_folders, sweep
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
 
 
-class Committed(msgspec.Struct, frozen=True):
-    """One commit of a run.
+class Facts(msgspec.Struct, frozen=True):
+    """What a commit says beside the state.
 
     Attributes:
         step: items of the loader done.
-        path: its folder.
-        bytes: of its files.
-        seconds: from the call to the commit.
-        pruned: steps that the retention rules let go after it.
+        epoch: the epoch to go on with.
+        batch: items of that epoch that are done.
+        metrics: by name.
     """
 
     step: int
-    path: str
-    bytes: int
-    seconds: float
-    pruned: list[int] = []
+    epoch: int
+    batch: int
+    metrics: dict[str, float] = {}
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """A checkpoint that is written and flushed, and not yet visible.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says.
+    """
+
+    folder: StagedFolder
+    manifest: Manifest
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files but the manifest."""
+        return sum(record.size for record in self.manifest.files.values())
+
+    @property
+    def changed(self) -> int:
+        """Of those that were written; the others are links to files of the checkpoint before."""
+        return sum(record.size for record in self.manifest.files.values() if not record.links)
 
 
 class RunFolder:
@@ -53,6 +76,7 @@ class RunFolder:
         best: which checkpoint is best, or None.
         keep: retention rules; empty keeps all.
         texts: the rules as the user wrote them, for run.json: ``best``, ``keep``, ``save``.
+        read_back: whether each checkpoint is read from the disk and compared with its digests before it is committed.
 
     Raises:
         RunLocked: another process writes this run; names it.
@@ -60,11 +84,18 @@ class RunFolder:
     """
 
     def __init__(
-        self, root: str, *, best: BestRule | None, keep: Sequence[Rule], texts: Mapping[str, str | None]
+        self,
+        root: str,
+        *,
+        best: BestRule | None,
+        keep: Sequence[Rule],
+        texts: Mapping[str, str | None],
+        read_back: bool = False,
     ) -> None:
         self.root = root
         self.best_rule = best
         self.keep = list(keep)
+        self._read_back = read_back
         if os.path.lexists(root) and not os.path.isdir(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
         make_folders(root)
@@ -72,6 +103,8 @@ class RunFolder:
         try:
             sweep(root, folders=True)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
+            self._shards = Shards(self._newest_path())
+            environment()  # asks git, once, and not in the middle of a training
         except BaseException:
             self._lock.release()
             raise
@@ -113,6 +146,7 @@ class RunFolder:
         if self.run.branch == step:
             return False
         supersede(self.root, step)
+        self._shards.newest = self._newest_path()
         self.run = msgspec.structs.replace(self.run, branch=step)
         write_run_file(self.root, self.run)
         return True
@@ -122,36 +156,51 @@ class RunFolder:
         quarantine(self.root, step, reason)
         log.warning("run %s: step %d is damaged and was set aside in quarantine/: %s", self.root, step, reason)
 
-    def commit(
-        self, document: Document, *, step: int, epoch: int, batch: int, metrics: Mapping[str, float]
-    ) -> Committed:
-        """Writes one checkpoint, all or nothing, then prunes.
+    def path_of(self, step: int) -> str:
+        """The folder of a step that is about to be saved.
 
         Raises:
-            ArgumentError: the step exists.
-            StorageError: the disk is full or failed; every older checkpoint is intact.
+            ArgumentError: it exists.
         """
-        begin = time.perf_counter()
         path = os.path.join(self.root, step_name(step))
         if os.path.lexists(path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
+        return path
+
+    def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
+        """Writes and flushes a checkpoint; nobody sees it before :meth:`publish`.
+
+        Raises:
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
         manifest = Manifest(
             run=self.run.run,
-            step=step,
+            step=facts.step,
             time=datetime.datetime.now(datetime.UTC),
-            epoch=epoch,
-            batch=batch,
-            metrics=dict(metrics),
+            epoch=facts.epoch,
+            batch=facts.batch,
+            metrics=dict(facts.metrics),
             environment=environment(),
         )
-        folder = StagedFolder(self.root, step_name(step))
+        folder = StagedFolder(self.root, step_name(facts.step))
         try:
-            written = write_checkpoint(folder, document, manifest)
-            folder.commit()
-        finally:
+            written = write_checkpoint(folder, document, manifest, groups=groups, shards=self._shards)
+            if self._read_back:
+                refuse_damage(folder.partial)
+        except BaseException:
             folder.abandon()
-        size = sum(record.size for record in written.files.values())
-        return Committed(step, path, size, time.perf_counter() - begin, self.prune())
+            raise
+        return Staged(folder, written)
+
+    def publish(self, staged: Staged) -> list[int]:
+        """Commits what was staged, then prunes; returns the steps that are gone.
+
+        Raises:
+            StorageError: the disk failed; every older checkpoint is intact.
+        """
+        staged.folder.commit()
+        self._shards.newest = staged.folder.path
+        return self.prune()
 
     def prune(self) -> list[int]:
         """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged."""
@@ -186,6 +235,10 @@ class RunFolder:
         readable = scan(self.root).readable
         return readable[-1] if readable else None
 
+    def _newest_path(self) -> str | None:
+        newest = self.newest()
+        return None if newest is None else newest.path
+
     def has_quarantined(self) -> bool:
         """Whether damaged checkpoints were set aside."""
         return bool(scan(self.root).quarantined)
@@ -195,6 +248,11 @@ class RunFolder:
         line = EpochMetrics(step, epoch, dict(metrics))
         self.run = msgspec.structs.replace(self.run, uncommitted=(*self.run.uncommitted, line))
         write_run_file(self.root, self.run)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process writes the run."""
+        return self._lock.held
 
     def close(self) -> None:
         """Lets another process write the run."""

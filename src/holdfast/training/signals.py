@@ -1,13 +1,14 @@
-"""Signals that ask a training to save and go: what is scheduled on a cluster is told so before it is killed."""
+"""What ends a training from outside or inside: signals that ask it to save and go, errors that nobody catches."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 log = logging.getLogger("holdfast")
@@ -95,3 +96,34 @@ class SignalWatch:
             self._before[number](number, frame)
         except RuntimeError as reason:  # torch's handler raises it, wherever the program is
             log.info("a loader worker ended before the run: %s", reason)
+
+
+class ErrorWatch:
+    """Hears of an error that ends the program before Python prints it; the hook that was there before is called too.
+
+    Args:
+        on_error: called with the error.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._before: Callable[..., Any] | None = None
+        self._hook = self._uncaught  # one object: a bound method is a new one at each look
+        self._process = 0
+
+    def start(self) -> None:
+        """Installs the hook; calling it twice is fine."""
+        self._process = os.getpid()
+        if self._before is None:
+            self._before, sys.excepthook = sys.excepthook, self._hook
+
+    def stop(self) -> None:
+        """Puts the hook back that was there before, unless another came on top of it."""
+        if self._before is not None and sys.excepthook is self._hook:
+            sys.excepthook, self._before = self._before, None
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if os.getpid() == self._process:  # the error of a forked child is none of the training
+            self._on_error(error)
+        if self._before is not None:
+            self._before(kind, error, trace)
