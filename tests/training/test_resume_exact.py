@@ -58,7 +58,7 @@ def test_every_loader_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     order: list[str] = []
     whole = small_training.train(None, kind, order=order)
     each = len(order) // small_training.EPOCHS
-    inside = random.Random(kind).randrange(each + 3, 2 * each + 1)
+    inside = random.Random(kind).randrange(each + 4, 2 * each + 1)
     for point, saved in ((inside, (inside - 1) // 4 * 4), (2 * each + 1, 2 * each)):
         found, before, after = interrupted(tmp_path / str(point), kind, point, save="4step 1ep")
         assert before == order[:point]
@@ -101,12 +101,13 @@ def test_holdfast_itself_changes_nothing_in_an_undisturbed_training(kind: str, t
     assert small_training.train(tmp_path / "run", kind) == small_training.train(None, kind)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["shuffle", "torchdata, workers"])
 def test_sigkill_at_random_points_and_a_fresh_process(kind: str, tmp_path: Path, repository: Path) -> None:
-    points = 4 if kind == "shuffle" else 2
+    points = 2  # one behind a batch, one at a time
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
     command = [sys.executable, str(SCRIPT), str(tmp_path), kind, "11", str(points)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == points
     assert all(line["killed"] for line in lines)
