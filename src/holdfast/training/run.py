@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from holdfast.errors import ArgumentError, HoldfastError, MissingPart
 from holdfast.objects.capture import adapt_all
-from holdfast.objects.loader import LoaderPart
 from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
@@ -21,6 +20,7 @@ from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
 from holdfast.training.drift import Baseline
+from holdfast.training.feed import Feed
 from holdfast.training.folder import RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -106,12 +106,10 @@ class Run:
         self._folder = RunFolder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
-        self._loader = None if loader is None else LoaderPart(loader)
+        self._feed = Feed(root, loader)
         self._epoch = self._step = self._batch = 0
         self._resumed: Position | None = None
         self._looked = False
-        self._loader_state: dict[str, Any] | None = None
-        self._rng_state: dict[str, Any] | None = None
         self._asked_at = 0
         self._due: str | None = None
         self._rest: tuple[Position, dict[str, Any]] | None = None
@@ -151,7 +149,7 @@ class Run:
             self._epoch, self._step, self._batch = found.position.epoch, found.position.step, found.position.batch
             self._asked_at = self._step
             self._resumed = self._commits.at = self.position
-            self._loader_state, self._rng_state = found.loader, found.rng
+            self._feed.resume(found.loader, found.rng)
             for note in restore_rng(found.rng, self.path) if found.rng is not None else ():
                 log.warning("run %s: %s", self.path, note)
         elif self._start_from is not None:
@@ -194,7 +192,7 @@ class Run:
         """
         self.resume()
         self._counts = True
-        iterator = self._begin(loader)
+        iterator = self._feed.begin(loader, self.position, amid=self._in_body)
         while True:
             self._commits.settle(wait=False)
             self._go_if_told()
@@ -209,6 +207,9 @@ class Run:
                 self._inside = False
                 self._rest = (self.position, self._moment()) if self._watch or self._error_watch else None
                 return
+            except RuntimeError:  # of loader workers that were told to go as well, while an item was waited for
+                self._go_if_told()
+                raise
             if due and moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
             self._in_body, self._steps.stepped = True, False
@@ -253,18 +254,6 @@ class Run:
             error.add_note(f"holdfast: step {self._rest[0].step if self._rest else self._step} of the run is saved")
         except HoldfastError as failed:
             error.add_note(f"holdfast: the run could not be saved: {failed}")
-
-    def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
-        if self._loader is None or self._loader.obj is not loader:
-            self._loader = LoaderPart(loader)
-        state, self._loader_state = self._loader_state, None
-        if state is None:
-            if self._batch:
-                raise ArgumentError(f"`{self.path}`: stands in the middle of an epoch, and no loader's place was saved")
-            return self._loader.begin()
-        for note in self._loader.notes() if state["batch"] else ():
-            log.warning("run %s resumes at batch %d: %s", self.path, state["batch"], note)
-        return self._loader.go_on(state, self._rng_state)
 
     def _count(self) -> None:
         if self._in_body:
@@ -370,7 +359,7 @@ class Run:
             self._commits.settle(wait=True)
 
     def _moment(self) -> dict[str, Any]:
-        return self._commits.moment(self._loader, self._batch)
+        return self._commits.moment(self._feed.part, self._batch)
 
     def _commit(
         self, metrics: Mapping[str, float], moment: dict[str, Any] | None = None, at: Position | None = None
@@ -379,7 +368,7 @@ class Run:
         first = self._commits.at is None
         committed = self._commits.make(at or self.position, metrics, self._moment() if moment is None else moment)
         self._due = None
-        for note in self._loader.notes() if self._loader and first else ():
+        for note in self._feed.notes() if first else ():
             log.info("run %s: %s", self.path, note)
         return committed
 
@@ -407,7 +396,7 @@ class Run:
         """Searches the program for what is alive and stateful and not in this run, and in its objects for what changed
         and is in no ``state_dict``. Changes nothing. Call it where the training is, inside the loop or behind it.
         """
-        return audit(self.path, self._objects, self._loader, self._baseline)
+        return audit(self.path, self._objects, self._feed.part, self._baseline)
 
     def close(self) -> None:
         """Waits for what is being saved, then lets go of the run's lock and of the optimizers; twice is fine.
