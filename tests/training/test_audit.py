@@ -109,20 +109,20 @@ def line_of(report: AuditReport, name: str) -> str:
 
 
 def test_each_kind_is_named_with_the_line_to_type(run_dir: Path) -> None:
-    model = Counting()
-    optimizer = SGD(model.parameters(), lr=0.1)
-    scheduler = lr_scheduler.StepLR(optimizer, 1)
+    its_net = Counting()
+    its_sgd = SGD(its_net.parameters(), lr=0.1)
+    scheduler = lr_scheduler.StepLR(its_sgd, 1)
     scaler = torch.amp.GradScaler("cpu")
-    ema = torch.optim.swa_utils.AveragedModel(model)
-    target = copy.deepcopy(model)
+    ema = torch.optim.swa_utils.AveragedModel(its_net)
+    target = copy.deepcopy(its_net)
     second = nn.Linear(7, 7)
     second_optimizer = SGD(second.parameters(), lr=0.1)
     loader = DataLoader(range(8), shuffle=True)
     own = torch.Generator()
     torch.rand(1, generator=own)
     drawn, plain = np.random.default_rng(1), random.Random(1)
-    stopper, shadow, keeps = Stopper(), Shadow(model), Keeps()
-    with holdfast.Run(run_dir, model=model, optimizer=optimizer) as run:
+    stopper, shadow, keeps = Stopper(), Shadow(its_net), Keeps()
+    with holdfast.Run(run_dir, model=its_net, optimizer=its_sgd) as run:
         report = run.audit()
     wanted = {
         "scheduler": "scheduler", "scaler": "scaler", "ema": "module", "target": "module", "second": "module",
@@ -130,7 +130,7 @@ def test_each_kind_is_named_with_the_line_to_type(run_dir: Path) -> None:
         "plain": "generator", "stopper": "object", "shadow": "object", "keeps": "object",
     }  # fmt: skip
     assert names(report).items() >= wanted.items()
-    assert not {"model", "optimizer", "run"} & names(report).keys()
+    assert not {"its_net", "its_sgd", "run"} & names(report).keys()
     assert line_of(report, "scaler") == "holdfast.Run(..., scaler=scaler)"
     assert line_of(report, "loader") == "for batch in run.batches(loader): ..."
     assert line_of(report, "stopper").startswith("give stopper state_dict() and load_state_dict(), then holdfast.Run(")
@@ -141,31 +141,51 @@ def test_each_kind_is_named_with_the_line_to_type(run_dir: Path) -> None:
 
 
 def test_what_is_in_the_run_is_not_named(run_dir: Path) -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    optimizer = SGD(model.parameters(), lr=0.1)
-    warm, rest = lr_scheduler.ConstantLR(optimizer), lr_scheduler.StepLR(optimizer, 3)
-    scheduler = lr_scheduler.SequentialLR(optimizer, [warm, rest], milestones=[2])
+    its_net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    its_sgd = SGD(its_net.parameters(), lr=0.1)
+    warm, rest = lr_scheduler.ConstantLR(its_sgd), lr_scheduler.StepLR(its_sgd, 3)
+    scheduler = lr_scheduler.SequentialLR(its_sgd, [warm, rest], milestones=[2])
     generator = torch.Generator()
     loader = DataLoader(range(8), shuffle=True, generator=generator)
     torch.rand(1, generator=generator)
     hung = Stopper()
     keeps = Keeps({"deep": [hung]})
-    wrapped = nn.DataParallel(model)
-    whole = nn.ModuleDict({"only": model})  # a second view of the same weights
-    with holdfast.Run(run_dir, model=model, optimizer=optimizer, sched=scheduler, keeps=keeps, loader=loader) as run:
+    wrapped = nn.DataParallel(its_net)
+    whole = nn.ModuleDict({"only": its_net})  # a second view of the same weights
+    with holdfast.Run(run_dir, model=its_net, optimizer=its_sgd, sched=scheduler, keeps=keeps, loader=loader) as run:
         assert not names(run.audit()).keys() & set(locals())
 
 
+class Drawn(torch.utils.data.Sampler[int]):
+    """A sampler with a generator of its own, which the run finds in it."""
+
+    def __init__(self) -> None:
+        self.own_draw = np.random.default_rng(5)
+
+    def __iter__(self) -> Any:
+        return iter(self.own_draw.permutation(8).tolist())
+
+    def __len__(self) -> int:
+        return 8
+
+
+def test_a_generator_in_a_sampler_of_the_loader_is_in_the_run(run_dir: Path) -> None:
+    drawing = Drawn()
+    list(drawing)
+    with holdfast.Run(run_dir, model=nn.Linear(2, 2), loader=DataLoader(range(8), sampler=drawing)) as run:
+        assert not [name for name in names(run.audit()) if "draw" in name]
+
+
 def test_what_has_no_state_of_its_own_is_not_named(run_dir: Path) -> None:
-    model = nn.Linear(2, 2)
+    its_net = nn.Linear(2, 2)
     teacher = nn.Linear(5, 5).requires_grad_(False)
     loss = nn.CrossEntropyLoss(weight=torch.ones(2))
     disabled = torch.amp.GradScaler("cpu", enabled=False)
     in_order = DataLoader(range(8))
     fresh = torch.Generator().manual_seed(5)
     meter, config, secure = Meter(), Config(), random.SystemRandom()
-    state = model.state_dict()
-    with holdfast.Run(run_dir, model=model, best="loss:min") as run:
+    state = its_net.state_dict()
+    with holdfast.Run(run_dir, model=its_net, best="loss:min") as run:
         for epoch in run.epochs(1):
             run.end(epoch, loss=1)
         built = run.best.build()
@@ -193,12 +213,12 @@ def test_a_second_loader_that_shuffles_and_one_that_streams(run_dir: Path) -> No
 
 
 def test_changed_attributes_and_buffers(run_dir: Path) -> None:
-    model, keeps, extra = Counting(), Keeps(), Extra()
-    with holdfast.Run(run_dir, model=model, keeps=keeps, extra=extra) as run:
+    its_net, keeps, extra = Counting(), Keeps(), Extra()
+    with holdfast.Run(run_dir, model=its_net, keeps=keeps, extra=extra) as run:
         assert not any(name.startswith(("model.", "keeps.", "extra.")) for name in names(run.audit()))
-        model(torch.ones(2))
+        its_net(torch.ones(2))
         keeps.seen, keeps._hidden, keeps.told, extra.count = 5, 6, 7, 8
-        model.eval()
+        its_net.eval()
         report = run.audit()
         found = {name: kind for name, kind in names(report).items() if name.startswith(("model.", "keeps.", "extra."))}
         assert found == {
@@ -212,17 +232,17 @@ def test_changed_attributes_and_buffers(run_dir: Path) -> None:
         assert next(one.type for one in report.findings if one.name == "model.steps_seen") == "was 0, is 1"
         assert line_of(report, "model.steps_seen") == 'self.register_buffer("steps_seen", torch.tensor(...))'
         assert not any(name.startswith("model.") for name in names(run.audit())), "nothing changed since the last audit"
-        model.scale = float("nan")
-        model.drawn = model.drawn.clone()  # another tensor with the same values is no change
+        its_net.scale = float("nan")
+        its_net.drawn = its_net.drawn.clone()  # another tensor with the same values is no change
         assert {name for name in names(run.audit()) if name.startswith("model.")} == {"model.scale"}
 
 
 def test_parameters_of_no_model(run_dir: Path) -> None:
-    model, stranger = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
-    optimizer = SGD([*model.parameters(), stranger], lr=0.1)
-    with holdfast.Run(run_dir, model=model, optimizer=optimizer) as run:
-        (found,) = [one for one in run.audit().findings if one.name == "optimizer"]
-    assert found.reason == "1 of its parameters belong to no model of the run: they are not saved"
+    its_net, stranger = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
+    its_sgd = SGD([*its_net.parameters(), stranger], lr=0.1)
+    with holdfast.Run(run_dir, model=its_net, optimizer=its_sgd) as run:
+        found = [one.name for one in run.audit().findings if "1 of its parameters belong to no model" in one.reason]
+    assert found == ["optimizer"]
 
 
 def test_what_a_run_sees_without_searching_is_said_by_the_first_save(
@@ -233,8 +253,8 @@ def test_what_a_run_sees_without_searching_is_said_by_the_first_save(
             return iter(range(2))
 
     caplog.set_level(logging.INFO, "holdfast")
-    model, optimizer = nn.Linear(1, 1), SGD([nn.Parameter(torch.ones(1))], lr=0.1)
-    with holdfast.Run(run_dir, model=model, optimizer=optimizer, loader=DataLoader(Stream())) as run:
+    its_net, its_sgd = nn.Linear(1, 1), SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    with holdfast.Run(run_dir, model=its_net, optimizer=its_sgd, loader=DataLoader(Stream())) as run:
         run.save(step=1)
         assert "`optimizer` trains parameters of no model given to the run: they are not saved" in caplog.text
         assert "an iterable dataset is read again up to its place" in caplog.text
@@ -269,19 +289,19 @@ def test_names_through_objects_closures_and_containers(run_dir: Path) -> None:
 
 
 def test_neither_the_baseline_nor_an_audit_keeps_anything_alive(run_dir: Path) -> None:
-    model = Counting()
-    with holdfast.Run(run_dir, model=model) as run:
-        replaced = weakref.ref(model.drawn)
+    its_net = Counting()
+    with holdfast.Run(run_dir, model=its_net) as run:
+        replaced = weakref.ref(its_net.drawn)
         gone = nn.Linear(3, 3)
         run.audit()
         watched = weakref.ref(gone)
-        model.drawn = torch.zeros(2)
+        its_net.drawn = torch.zeros(2)
         del gone
         gc.collect()
         assert replaced() is None
         assert watched() is None
-    baseline = Baseline({"model": model})
-    assert baseline.registered() == [model]
-    del model, run
+    baseline = Baseline({"model": its_net})
+    assert baseline.registered() == [its_net]
+    del its_net, run
     gc.collect()
     assert baseline.registered() == []

@@ -73,7 +73,7 @@ def test_scripts_that_can_not_be_judged_and_data_in_another_order(tmp_path: Path
     found = proofs(tmp_path, "order", "clock", "restart", "nothing", "anew", "never")
     assert found["order"]["verdict"] == "differs"
     assert found["order"]["causes"][0]["kind"] == "loader"
-    assert "`parts.loader.sampler.draw` is not in the run" in found["order"]["causes"][0]["text"]
+    assert "`parts.loader.sampler.draws[0]` is not in the run" in found["order"]["causes"][0]["text"]
     assert found["clock"]["verdict"] == "not deterministic"
     assert "torch.manual_seed(0)" in found["clock"]["causes"][0]["text"]
     assert found["restart"]["verdict"] == "fails when resumed"

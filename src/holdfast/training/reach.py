@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from holdfast.objects.module import unwrap
+from holdfast.objects.order import generators_of, parts_of
 
 _LEAVES = (str, bytes, int, float, type(None), type, ModuleType, FunctionType, torch.Tensor)
 _LAYERS = 6
@@ -93,11 +94,8 @@ class Reached:
                 todo += [(inner, depth + 1) for inner in _parts(part)]
 
     def _add_loader(self, loader: Any) -> None:
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-        for owner in owners:
-            self._ids.add(id(owner))
-            self._ids.add(id(getattr(owner, "generator", None)))
+        parts = parts_of(loader)
+        self._ids.update(map(id, (*parts, *generators_of(parts))))
 
 
 def _parts(obj: Any) -> Iterator[Any]:

@@ -218,7 +218,8 @@ class Run:
 
     def _on_signal(self, number: int) -> bool:
         """Saves now if the run's objects are whole now; else the next boundary between items does."""
-        log.warning("run %s: signal %d: saving, then leaving", self.path, number)
+        when = "saving" if self._counts else "the next run.save() saves"
+        log.warning("run %s: signal %d: %s, then leaving", self.path, number, when)
         if self._inside or self._commits.active or not self._counts:
             return False
         self._save_rest()
