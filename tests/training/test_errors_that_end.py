@@ -59,12 +59,12 @@ def train(root: Path, net: nn.Module, where: str) -> None:
             run.end(epoch)
 
 
-def items(root: Path, **options: object) -> None:
-    """Fails in the third of four items."""
+def items(root: Path, at: int = 2, **options: object) -> None:
+    """Fails in one of four items."""
     with holdfast.Run(root, model=nn.Linear(2, 1), **options) as run:
         for _ in run.epochs(1):
             for number in run.batches(range(4)):
-                if number == 2:
+                if number == at:
                     raise ValueError("mine")
 
 
@@ -105,6 +105,13 @@ def test_a_disk_that_is_full_as_well_does_not_hide_the_error(run_dir: Path, monk
     with pytest.raises(ValueError, match="mine") as caught:
         items(run_dir, save="exception", background=True)
     assert any("the run could not be saved" in note and "No space left" in note for note in caught.value.__notes__)
+
+
+def test_an_error_in_the_first_item_has_nothing_to_save(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        items(run_dir, at=0, save="exception")
+    assert positions(run_dir) == []
+    assert not getattr(caught.value, "__notes__", [])
 
 
 def test_without_the_word_nothing_is_saved(run_dir: Path) -> None:

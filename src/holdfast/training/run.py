@@ -252,7 +252,8 @@ class Run:
             if self._rest is not None and self._rest[0] != self._commits.at and self._rest[0].step:
                 self._commit({}, self._rest[1], self._rest[0])
             self.wait()
-            error.add_note(f"holdfast: step {self._rest[0].step if self._rest else self._step} of the run is saved")
+            if self._commits.at is not None:
+                error.add_note(f"holdfast: step {self._commits.at.step} of the run is saved")
         except HoldfastError as failed:
             error.add_note(f"holdfast: the run could not be saved: {failed}")
 
