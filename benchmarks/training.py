@@ -3,9 +3,10 @@
     python benchmarks/training.py [--pairs 5] [--steps 8] [--layers 12] [--folder DIR]
 
 The state is GPT-2 124M with its AdamW moments, 1.49 GB; a step is a forward pass, a backward pass and an AdamW step on
-all cores. Added time is that of a window of ``--steps`` steps with one save at its beginning, durable on every side
-when the window ends, less as many median steps without one. The rows of a round run one after the other, ``--pairs``
-rounds, medians. Every side writes beside its target, fsyncs, renames and fsyncs the folder; ours digests as always.
+all cores. Added time is that of a window of ``--steps`` steps with one save after the first, durable on every side when
+the window ends, less as many median steps of the same window, most of which see no save. The rows of a round run one
+after the other, ``--pairs`` rounds, medians. Every side writes beside its target, fsyncs, renames and fsyncs the folder;
+ours digests as always.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Savers:
         return save
 
 
-def window(training: Training, steps: int, save: Callable[[], Finish] | None) -> tuple[float, float, list[float]]:
+def window(training: Training, steps: int, save: Callable[[], Finish]) -> tuple[float, float, list[float]]:
     """Seconds of a window of steps with one save after the first; of the call; and of each step."""
     gc.collect()
     os.sync()
@@ -133,7 +134,7 @@ def window(training: Training, steps: int, save: Callable[[], Finish] | None) ->
         start = time.perf_counter()
         training.step()
         each.append(time.perf_counter() - start)
-        if number == 0 and save is not None:
+        if number == 0:
             start = time.perf_counter()
             finish = save()
             stall = time.perf_counter() - start
@@ -152,16 +153,15 @@ def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list
         "ours, background=True": savers.ours(True),
         "ours, background='copy'": savers.ours("copy"),
     }
-    plain: list[float] = []
+    usual: list[float] = []
     added: dict[str, list[float]] = {name: [] for name in ways}
     stalls: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(pairs + 1):  # the first round warms memory and page cache, and is not counted
-        plain += window(training, steps, None)[2]
-        base = statistics.median(plain) * steps
         for name, save in ways.items():
-            total, stall, _ = window(training, steps, save)
+            total, stall, each = window(training, steps, save)
             if number:
-                added[name].append(total - base)
+                usual.append(statistics.median(each))
+                added[name].append(total - steps * usual[-1])
                 stalls[name].append(stall)
     staging = savers.runs[True]._commits._saver._staging.size
     for run in savers.runs.values():
@@ -178,7 +178,7 @@ def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list
         promise = "<= 0.25x torch, <= 0.5x async" if name == "ours, background=True" else ""
         call = f"{1e3 * statistics.median(stalls[name]):.1f}"
         rows.append((name, f"{statistics.median(added[name]):.2f}", f"{ratio:.2f}x", f"{best:.2f}x", call, promise))
-    rows.append((f"a step takes {statistics.median(plain):.2f} s; staging {staging / 1e6:.0f} MB", "", "", "", "", ""))
+    rows.append((f"a step takes {statistics.median(usual):.2f} s; staging {staging / 1e6:.0f} MB", "", "", "", "", ""))
     return rows
 
 

@@ -342,6 +342,10 @@ class _Scan:
         index, start, length = piece
         source, offset = self._place(piece)
         into = self._into[index]
+        if into is None and isinstance(source, MemorySource):  # it can be looked at where it lies
+            memory = source.view[offset : offset + length]
+            yield from (memory[at : at + BLOCK] for at in range(0, length, BLOCK))
+            return
         for at in range(0, length, BLOCK):
             size = min(BLOCK, length - at)
             view = block[:size] if into is None else into[start + at : start + at + size]
