@@ -5,7 +5,7 @@
 The state is GPT-2 124M with its AdamW moments, 1.49 GB; a step is a forward pass, a backward pass and an AdamW step on
 all cores. Added time is that of a window of ``--steps`` steps with one save after the first, durable on every side when
 the window ends, less as many median steps of the same window, most of which see no save. The rows of a round run one
-after the other, ``--pairs`` rounds, medians. Every side writes beside its target, fsyncs, renames and fsyncs the folder;
+after the other, ``--pairs`` rounds, medians. Every side writes beside its target, fsyncs, renames, fsyncs the folder;
 ours digests as always.
 """
 
