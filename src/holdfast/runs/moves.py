@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
 from holdfast.runs.catalog import Catalog, scan
-from holdfast.runs.layout import QUARANTINE, REASON, SUPERSEDED, step_name
+from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, step_name
 from holdfast.runs.manifest import read_small
 from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps, loads
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import move_folder, remove_folder, write_bytes
+from holdfast.storage.atomic import move_folder, remove_folder, sweep, write_bytes
 
 _REASON_LIMIT = 64 << 10
 
@@ -83,6 +83,18 @@ def supersede(root: str | os.PathLike[str], step: int) -> list[int]:
     for one in reversed(later):
         _move(folder, one, SUPERSEDED)
     return later[::-1]
+
+
+def sweep_run(root: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left in a run's folder: unfinished saves and deletions, pins, reasons.
+
+    A pin that a living process is writing stays: pins need no lock of the run.
+    """
+    folder = os.fspath(root)
+    sweep(folder, folders=True)
+    sweep(os.path.join(folder, PINS))
+    for name in scan(folder).quarantined:
+        sweep(os.path.join(folder, QUARANTINE, name))
 
 
 def _move(root: str, step: int, folder: str) -> str:

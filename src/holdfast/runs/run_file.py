@@ -14,7 +14,7 @@ from holdfast.errors import ArgumentError, CorruptFile, NotFound
 from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import remove_folder, write_bytes
+from holdfast.storage.atomic import remove_file, write_bytes
 
 RUN_LIMIT = 64 * 1024 * 1024
 """Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
@@ -170,7 +170,7 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     if not os.path.lexists(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
         raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
-    remove_folder(path)  # which takes a file as well
+    remove_file(path)
 
 
 def read_pins(root: str | os.PathLike[str]) -> dict[str, int]:

@@ -18,10 +18,10 @@ from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoi
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.moves import prune, quarantine, supersede
+from holdfast.runs.moves import prune, quarantine, supersede, sweep_run
 from holdfast.runs.retention import Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
-from holdfast.storage.atomic import StagedFolder, make_folders, sweep
+from holdfast.storage.atomic import StagedFolder, make_folders
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
@@ -70,7 +70,7 @@ class RunFolder:
         make_folders(root)
         self._lock = RunLock(root)
         try:
-            sweep(root, folders=True)  # what a killed writer left; this process holds the lock now
+            sweep_run(root)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
         except BaseException:
             self._lock.release()
