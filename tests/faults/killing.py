@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import holdfast
-from tests.faults.scenarios import SCENARIOS, Promised, Scenario, fault, go_on, loaded_whole, state, vary
+from tests.faults.scenarios import SCENARIOS, Promised, Scenario, between, fault, go_on, loaded_whole, state, vary
 from tests.faults.simulated_disk import on_disk
 
 CHANGING = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "chmod", "fchmod", "fsync", "fdatasync")
@@ -88,7 +88,7 @@ class KillAt:
 
 def stages_of(scenario: Scenario, root: Path) -> list[Promised]:
     """Plays a scenario to its end and says what was promised on the way."""
-    root.mkdir()
+    root.mkdir(parents=True)
     first = scenario.prepare(root)
     stages = [first, *scenario.act(root, first)]
     wrong = fault(on_disk(root), stages[-1], stages[-1], lambda path, step: loaded_whole(f"{root / path}", step))
@@ -134,15 +134,15 @@ def kill_everywhere(scenario: Scenario, root: Path, every: int) -> tuple[int, li
             wrong.extend(["the child failed"] if status else [])
             break
         kills += 1
-        found = after_a_kill(here, stages[promised], stages[min(promised + 1, len(stages) - 1)])
+        found = after_a_stop(here, *between(stages, promised))
         wrong.extend([f"kill {limit}: {found}"] if found else [])
         shutil.rmtree(here)
     shutil.rmtree(root)
     return kills, wrong
 
 
-def after_a_kill(root: Path, before: Promised, after: Promised) -> str | None:
-    """What is wrong with what a killed process left, or with what the next one makes of it."""
+def after_a_stop(root: Path, before: Promised, after: Promised) -> str | None:
+    """What is wrong with what a process left that was killed or failed, or with what the next one makes of it."""
     files = on_disk(root)
     left = [name for name in files if name.endswith((".partial", ".deleting"))]
     if len(left) > 1:

@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from torch import nn
 
 import holdfast
 from holdfast.cli.main import main
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, StorageError
 from holdfast.runs.layout import parse_step
 from holdfast.runs.run_file import write_pin
 
@@ -123,6 +123,7 @@ class Promised:
         superseded: steps in ``superseded/``.
         quarantined: steps in ``quarantine/``.
         damaged: steps that are not whole.
+        spare: steps that may be there: the disk failed when they were to be deleted.
         pins: name to step.
         noted: lines of metrics without a commit in run.json; None while there is no run.json.
         files: single files, name to the step that they hold.
@@ -132,6 +133,7 @@ class Promised:
     superseded: frozenset[int] = frozenset()
     quarantined: frozenset[int] = frozenset()
     damaged: frozenset[int] = frozenset()
+    spare: frozenset[int] = frozenset()
     pins: Mapping[str, int] = field(default_factory=dict)
     noted: int | None = None
     files: Mapping[str, int] = field(default_factory=dict)
@@ -182,6 +184,16 @@ def _noted(data: bytes | None) -> int | None:
         return -1
 
 
+def between(stages: Sequence[Promised], promised: int, *, failing: bool = False) -> tuple[Promised, Promised]:
+    """What is promised after ``promised`` things have returned, and what comes next.
+
+    With ``failing`` the disk did: what should have been deleted may still be there.
+    """
+    before, after = stages[promised], stages[min(promised + 1, len(stages) - 1)]
+    earlier = frozenset().union(*(stage.steps for stage in stages[:promised])) if failing else frozenset[int]()
+    return replace(before, spare=earlier - before.steps - before.superseded - before.quarantined), after
+
+
 def fault(files: Files, before: Promised, after: Promised, whole: Whole, *, run: str = "run") -> str | None:
     """What is wrong with a folder that was promised to be ``before`` and was on its way to ``after``."""
     found = find(files, run)
@@ -223,6 +235,7 @@ def _mixed(found: Found, before: Promised, after: Promised) -> str | None:
     """Whether something is there that neither state has."""
     for kind in ("steps", "superseded", "quarantined"):
         more = getattr(found, kind) - getattr(before, kind) - getattr(after, kind)
+        more -= before.spare if kind == "steps" else set()
         if more:
             return f"{kind}: {sorted(more)} should not be there"
     if any(found.pins.get(name) not in (before.pins.get(name), after.pins.get(name)) for name in found.pins) or any(
@@ -270,9 +283,15 @@ def fill(root: Path, *steps: int, **options: Any) -> Promised:
 
 
 def verb(*arguments: object) -> None:
-    """A verb of the command line in this process."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main([str(argument) for argument in arguments])
+    """A verb of the command line in this process; raises what it says when the machine failed it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        if left.code == StorageError.exit_code:
+            raise StorageError(said.getvalue()) from None
+        assert left.code == 0, said.getvalue()
 
 
 def _nothing(root: Path) -> Promised:

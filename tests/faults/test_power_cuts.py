@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenarios import RUNS, SCENARIOS, Promised, fault, go_on, loaded_whole
+from tests.faults.scenarios import RUNS, SCENARIOS, Promised, between, fault, go_on, loaded_whole
 from tests.faults.simulated_disk import Recording, State, installed, on_disk, write_state
 
 Skip = tuple[str, str]
@@ -59,7 +59,7 @@ class Judge:
     @property
     def now(self) -> tuple[Promised, Promised]:
         """What is promised, and what will be next."""
-        return self._stages[self._at], self._stages[min(self._at + 1, len(self._stages) - 1)]
+        return between(self._stages, self._at)
 
     def __call__(self, call: str, states: Iterator[State]) -> None:
         if call == "rename":

@@ -6,19 +6,19 @@ import os
 from collections.abc import Sequence
 
 from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
-from holdfast.runs.catalog import Catalog, scan
-from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, step_name
+from holdfast.runs.catalog import Catalog, names_in, scan
+from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, parse_leftover, step_name
 from holdfast.runs.manifest import read_small
 from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps, loads
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import move_folder, remove_folder, sweep, write_bytes
+from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
 
 _REASON_LIMIT = 64 << 10
 
 
 def prune(catalog: Catalog, decisions: Sequence[Decision]) -> list[int]:
-    """Deletes what the decisions do not keep, oldest first.
+    """Deletes what the decisions do not keep, oldest first, after what an earlier prune could not delete to its end.
 
     Args:
         catalog: of the run, from which the decisions were made.
@@ -38,9 +38,15 @@ def prune(catalog: Catalog, decisions: Sequence[Decision]) -> list[int]:
             "deleted",
             file=catalog.root,
         )
-    for step in doomed:
+    for step in [*_half_deleted(catalog), *doomed]:
         remove_folder(os.path.join(catalog.root, step_name(step)))
     return doomed
+
+
+def _half_deleted(catalog: Catalog) -> list[int]:
+    """The steps of which only a part is left, under the name of what is being deleted."""
+    names = [name for name in names_in(catalog.root) if name.endswith(DELETING)]
+    return [step for name in names if (step := parse_leftover(name)) is not None and catalog.find(step) is None]
 
 
 def quarantine(root: str | os.PathLike[str], step: int, reason: str) -> str:

@@ -303,22 +303,25 @@ def remove_file(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
 def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
     """Removes a folder and all in it. At no moment does a part of it bear its name.
 
-    It is renamed to ``.NAME.deleting`` and the new name fsynced before the first file goes.
+    It is renamed to ``.NAME.deleting`` and the new name fsynced before the first file goes. What an earlier call left
+    of a folder of that name is removed too.
 
     Raises:
-        NotFound: there is no such folder.
+        NotFound: there is no such folder, and nothing left of one.
         StorageError: it can't be renamed (nothing is lost), or not removed (what is left is ``.NAME.deleting``).
     """
     given, target = os.fspath(path), os.path.abspath(path)
     parent, name = os.path.split(target)
     doomed = os.path.join(parent, f".{name}{DELETING}")
-    if not os.path.lexists(target):
+    there, left = os.path.lexists(target), os.path.lexists(doomed)
+    if not there and not left:
         raise NotFound(f"`{shown(given)}`: no such folder", file=given)
     with reported(given, "renaming it before removal", kept="nothing was removed"):
-        if os.path.lexists(doomed):
+        if there and left:
             _remove_tree(doomed, syscalls)
-        syscalls.rename(target, doomed)
-        syscalls.fsync_folder(parent)
+        if there:
+            syscalls.rename(target, doomed)
+            syscalls.fsync_folder(parent)
     with reported(given, "removing", kept=f"what is left is named .{shown(name)}{DELETING}"):
         _remove_tree(doomed, syscalls)
 

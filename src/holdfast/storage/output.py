@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import xxhash
 
 from holdfast.storage.digest import crc32
@@ -49,6 +51,8 @@ class Output:
         blocks, at, end = self._blocks, self._start, self._start + self._bytes
         while at < end:
             count = self._pwritev(self._fd, blocks, at)
+            if count == 0:  # asking again could go on for ever
+                raise OSError(errno.EIO, "the disk took none of the bytes and did not say why")
             at += count
             if at < end:  # a short write: a signal, or a disk that is nearly full
                 blocks = remainder(blocks, count)
