@@ -96,8 +96,10 @@ def stages_of(scenario: Scenario, root: Path) -> list[Promised]:
     return stages
 
 
-def in_child(play: Callable[[], Iterator[object]]) -> tuple[int, int]:
-    """Plays in a forked child; returns its exit status and how many things it had been promised."""
+def in_child(
+    play: Callable[[], Iterator[object]], began: Callable[[int], object] = lambda pid: None
+) -> tuple[int, int]:
+    """Plays in a forked child, whose id ``began`` is told; its exit status and how many things were promised in it."""
     told = mmap.mmap(-1, 1)
     pid = os.fork()
     if pid == 0:
@@ -108,7 +110,10 @@ def in_child(play: Callable[[], Iterator[object]]) -> tuple[int, int]:
             traceback.print_exc()
             os._exit(FAILED)
         os._exit(0)
-    status = os.waitpid(pid, 0)[1]
+    try:
+        began(pid)
+    finally:
+        status = os.waitpid(pid, 0)[1]
     promised = told[0]
     told.close()
     return status, promised

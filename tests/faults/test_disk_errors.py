@@ -68,9 +68,7 @@ def test_an_error_at_a_call_of_a_run(name: str, memory_disk: Path, caplog: pytes
 def test_every_error_at_every_call_of_a_run(
     name: str, lasting: bool, memory_disk: Path, counted: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    failed = [
-        fail_everywhere(name, memory_disk / str(code), caplog, [code], lasting=lasting) for code in CODES
-    ]
+    failed = [fail_everywhere(name, memory_disk / str(code), caplog, [code], lasting=lasting) for code in CODES]
     counted(f"ENOSPC, EIO, EDQUOT, {name}, {'lasting' if lasting else 'once'}: {sum(failed)} calls failed")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
@@ -10,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
@@ -178,11 +177,15 @@ def read_pins(root: str | os.PathLike[str]) -> dict[str, int]:
 
     Raises:
         CorruptFile: a pin that names no step. Pruning stops at it: what it protected is not known.
+        StorageError: the pins can't be listed.
     """
     folder = os.path.join(os.fspath(root), PINS)
-    names: list[str] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
         names = sorted(name for name in os.listdir(folder) if _PIN.fullmatch(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
     return {name: _read_pin(folder, name) for name in names}
 
 

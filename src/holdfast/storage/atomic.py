@@ -22,7 +22,7 @@ import xxhash
 
 from holdfast.errors import ArgumentError, NotFound, StorageError
 from holdfast.storage.requests import WriteRequest
-from holdfast.storage.source import FileSource, shown
+from holdfast.storage.source import FileSource, close_reading, shown
 from holdfast.storage.staged import StagedFile as StagedFile
 from holdfast.storage.staged import reported
 from holdfast.storage.syscalls import LOCAL, Syscalls
@@ -77,7 +77,7 @@ def replace_file(path: StrPath, *, durable: bool = True, syscalls: Syscalls = LO
             staged.close()
         raise
     finally:
-        os.close(guard)
+        close_reading(guard)
     if durable:
         with reported(given, "fsync of its folder", kept="the new file is in place, but a power cut may undo it"):
             syscalls.fsync_folder(folder)
@@ -435,7 +435,7 @@ def _sweep_file(path: str, syscalls: Syscalls) -> bool:
     except OSError:
         return False
     finally:
-        os.close(fd)
+        close_reading(fd)
     return True
 
 

@@ -94,12 +94,16 @@ class RunFolder:
         """Committed checkpoints that open, newest first; one that does not is set aside, loudly.
 
         The caller closes each, and tells ``set_aside`` when one turns out damaged further on.
+
+        Raises:
+            StorageError: the machine can't read one, which says nothing against the checkpoint.
         """
         for one in reversed(scan(self.root).checkpoints):
             try:
-                if one.manifest is None:
-                    raise CorruptFile(one.problem or "no manifest", file=one.path, step=one.step)
                 checkpoint = open_checkpoint(one.path)
+                if checkpoint.manifest.step != one.step:
+                    checkpoint.close()
+                    raise CorruptFile(one.problem or "is another step", file=one.path, step=one.step)
             except (FormatError, NotFound) as reason:
                 self.set_aside(one.step, str(reason))
                 continue
