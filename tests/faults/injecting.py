@@ -1,8 +1,8 @@
 """Makes the kernel itself fail the calls of a real process, with strace; run as a script it prints what it found.
 
 As a script: ``python -m tests.faults.injecting ROOT NAME SPEC...`` plays the scenario NAME for each SPEC, such as
-``fsync:error=EIO``, once for each call of that kind, which then fails (or kills, with ``signal=SIGKILL``). One JSON line
-a spec; ``{"denied": ...}`` where strace may not trace.
+``fsync:error=EIO``, once for each call of that kind, which then fails (or kills, with ``signal=SIGKILL``). One JSON
+line a spec; ``{"denied": ...}`` where strace may not trace.
 """
 
 from __future__ import annotations

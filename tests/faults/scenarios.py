@@ -291,7 +291,8 @@ def verb(*arguments: object) -> None:
     except SystemExit as left:
         if left.code == StorageError.exit_code:
             raise StorageError(said.getvalue()) from None
-        assert left.code == 0, said.getvalue()
+        if left.code != 0:
+            raise AssertionError(said.getvalue()) from None
 
 
 def _nothing(root: Path) -> Promised:
