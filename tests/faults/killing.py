@@ -1,8 +1,9 @@
 """Kills a process with SIGKILL at every call by which it changes a disk; run as a script it prints what it found.
 
-As a script: ``python -m tests.faults.killing ROOT SEED ROUNDS EVERY [NAME]`` plays ROUNDS scenarios, one after the
-other or always NAME, each with objects of its own. For each kill it forks a child that has everything loaded, which
-plays the scenario and kills itself, at every call or at every EVERY-th. One JSON line a scenario.
+As a script: ``python -m tests.faults.killing ROOT SEED ROUNDS EVERY [NAME [SIGNAL]]`` plays ROUNDS scenarios, one
+after the other or always NAME, each with objects of its own. For each kill it forks a child that has everything loaded,
+which plays the scenario and kills itself, at every call or at every EVERY-th, with SIGKILL or another signal. One JSON
+line a scenario.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ CHANGING = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "
 CHANGING += ("posix_fallocate", "ftruncate", "truncate", "close")
 WRITING = ("pwritev", "pwrite", "write", "sendfile", "copy_file_range")
 CREATING = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_RDWR
-FAILED = 3
+FAILED, INTERRUPTED = 3, 130
 
 
 class KillAt:
-    """Counts the calls of a process, and kills it before the n-th, or in the middle of it when it writes."""
+    """Counts the calls of a process, and kills it before the n-th, or in the middle of it when it writes.
 
-    def __init__(self, limit: int) -> None:
+    Other signals than SIGKILL are sent in the same way.
+    """
+
+    def __init__(self, limit: int, number: int = signal.SIGKILL) -> None:
         self.limit = limit
+        self.number = number
         self._count = itertools.count(1)
 
     def install(self) -> None:
@@ -59,7 +64,7 @@ class KillAt:
     def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:
             if self._reached():
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
             return call(*arguments, **named)
 
         return counted
@@ -71,8 +76,9 @@ class KillAt:
         def torn(fd: int, data: Any, *rest: Any) -> Any:
             whole = b"".join(data) if isinstance(data, list | tuple) else data
             if self._reached() and isinstance(whole, bytes | memoryview):
-                write(fd, whole[: (len(whole) + 1) // 2], *rest[:1])
-                os.kill(os.getpid(), signal.SIGKILL)
+                taken = write(fd, whole[: (len(whole) + 1) // 2], *rest[:1])
+                os.kill(os.getpid(), self.number)
+                return taken  # a signal that does not kill at once
             return counted(fd, data, *rest)
 
         return torn
@@ -106,6 +112,8 @@ def in_child(
         try:
             for _ in play():
                 told[0] += 1
+        except KeyboardInterrupt:
+            os._exit(INTERRUPTED)
         except BaseException:
             traceback.print_exc()
             os._exit(FAILED)
@@ -119,7 +127,7 @@ def in_child(
     return status, promised
 
 
-def kill_everywhere(scenario: Scenario, root: Path, every: int) -> tuple[int, list[str]]:
+def kill_everywhere(scenario: Scenario, root: Path, every: int, number: int) -> tuple[int, list[str]]:
     """Kills a scenario at every ``every``-th call. Returns the number of kills, and what was wrong after them."""
     template = root / "template"
     template.mkdir(parents=True)
@@ -131,11 +139,11 @@ def kill_everywhere(scenario: Scenario, root: Path, every: int) -> tuple[int, li
         shutil.copytree(template, here)
 
         def play(here: Path = here, limit: int = limit) -> Iterator[object]:
-            KillAt(limit).install()
+            KillAt(limit, number).install()
             return scenario.act(here, first)
 
         status, promised = in_child(play)
-        if not os.WIFSIGNALED(status):
+        if not (os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == INTERRUPTED):
             wrong.extend(["the child failed"] if status else [])
             break
         kills += 1
@@ -177,17 +185,17 @@ UNSAFE = {
 """What the check must find wrong."""
 
 
-def main(root: str, seed: str, rounds: str, every: str, only: str = "") -> None:
+def main(root: str, seed: str, rounds: str, every: str, only: str = "", number: str = "9") -> None:
     """Prints ``{"scenario":, "saves":, "kills":, "wrong":}`` for each scenario that was played."""
     torch.set_num_threads(1)
     logging.disable()
     gc.collect()
     gc.freeze()
-    for number in range(int(rounds)):
-        vary(int(seed) + number)
-        name = only or list(SCENARIOS)[number % len(SCENARIOS)]
+    for played in range(int(rounds)):
+        vary(int(seed) + played)
+        name = only or list(SCENARIOS)[played % len(SCENARIOS)]
         scenario = {**SCENARIOS, **UNSAFE}[name]
-        kills, wrong = kill_everywhere(scenario, Path(root) / str(number), int(every))
+        kills, wrong = kill_everywhere(scenario, Path(root) / str(played), int(every), int(number))
         print(json.dumps({"scenario": name, "saves": scenario.saves, "kills": kills, "wrong": wrong[:20]}), flush=True)
 
 

@@ -15,6 +15,10 @@ Feed = tuple[int, int, int, memoryview | ByteSource]
 """(offset in the file, first byte in the source, bytes, the source): a WriteRequest after its checks."""
 
 
+class NothingTaken(OSError):
+    """A write that took no byte and gave no reason."""
+
+
 class Output:
     """Gathers neighbouring blocks of one job and writes them with as few system calls as their number allows."""
 
@@ -52,7 +56,7 @@ class Output:
         while at < end:
             count = self._pwritev(self._fd, blocks, at)
             if count == 0:  # asking again could go on for ever
-                raise OSError(errno.EIO, "the disk took none of the bytes and did not say why")
+                raise NothingTaken(errno.EIO, "the disk took none of the bytes and did not say why")
             at += count
             if at < end:  # a short write: a signal, or a disk that is nearly full
                 blocks = remainder(blocks, count)
