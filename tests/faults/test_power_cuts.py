@@ -140,7 +140,7 @@ def test_power_cut_after_every_call_of_a_run(name: str, tmp_path: Path) -> None:
 def test_power_cut_with_many_more_states(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    judge = cut_everywhere(name, tmp_path, most=1500, keep=0.005)
+    judge = cut_everywhere(name, tmp_path, most=1500, keep=0.05)
     assert judge.wrong == []
     assert tried(judge, tmp_path / "tried") == []
     record_property("counted", f"power cut, {name}: {judge.states:,} states, {len(judge.sample)} of them resumed")
