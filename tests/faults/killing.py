@@ -1,9 +1,9 @@
 """Kills a process with SIGKILL at every call by which it changes a disk; run as a script it prints what it found.
 
-As a script: ``python -m tests.faults.killing ROOT SEED ROUNDS EVERY [NAME [SIGNAL]]`` plays ROUNDS scenarios, one
-after the other or always NAME, each with objects of its own. For each kill it forks a child that has everything loaded,
-which plays the scenario and kills itself, at every call or at every EVERY-th, with SIGKILL or another signal. One JSON
-line a scenario.
+As a script: ``python -m tests.faults.killing ROOT SEED ROUNDS EVERY [NAMES [SIGNAL]]`` plays ROUNDS scenarios, one
+after the other or of these NAMES, each with objects of its own. For each kill it forks a child that has everything
+loaded, which plays the scenario and kills itself, at every call or at every EVERY-th, with SIGKILL or another signal.
+One JSON line a scenario.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ def main(root: str, seed: str, rounds: str, every: str, only: str = "", number: 
     gc.freeze()
     for played in range(int(rounds)):
         vary(int(seed) + played)
-        name = only or list(SCENARIOS)[played % len(SCENARIOS)]
+        names = only.split(",") if only else list(SCENARIOS)
+        name = names[played % len(names)]
         scenario = {**SCENARIOS, **UNSAFE}[name]
         kills, wrong = kill_everywhere(scenario, Path(root) / str(played), int(every), int(number))
         print(json.dumps({"scenario": name, "saves": scenario.saves, "kills": kills, "wrong": wrong[:20]}), flush=True)

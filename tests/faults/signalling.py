@@ -1,7 +1,7 @@
 """Sends a signal to a training in the middle of what it writes; run as a script it prints what came of it.
 
-As a script: ``python -m tests.faults.signalling ROOT SIGNAL EVERY`` trains in a forked child once for each call by
-which the training changes the disk, or for every EVERY-th, and sends it the signal there. One JSON line.
+As a script: ``python -m tests.faults.signalling ROOT EVERY SIGNAL...`` trains in a forked child once for each call by
+which the training changes the disk, or for every EVERY-th, and sends it the signal there. One JSON line a signal.
 """
 
 from __future__ import annotations
@@ -54,17 +54,23 @@ def after_a_signal(root: Path, code: int, number: int, promised: int) -> str | N
     return wrong[0] if wrong else go_on(root)
 
 
-def main(root: str, signal_number: str, every: str) -> None:
-    """Prints ``{"signals":, "left":, "wrong":}``: how many were sent, how many ended it as they should."""
+def main(root: str, every: str, *numbers: str) -> None:
+    """Prints ``{"signals":, "left":, "wrong":}`` for each: how many were sent, how many ended it as they should."""
     torch.set_num_threads(1)
     logging.disable()
     objects()
     gc.collect()
     gc.freeze()
-    number, sent, left, wrong = int(signal_number), 0, 0, []
-    for limit in itertools.count(1, int(every)):
-        here = Path(root) / str(limit)
-        here.mkdir()
+    for number in numbers:
+        print(json.dumps(signal_everywhere(Path(root), int(number), int(every))), flush=True)
+
+
+def signal_everywhere(root: Path, number: int, every: int) -> dict[str, object]:
+    """Sends one signal at every ``every``-th call."""
+    sent, left, wrong = 0, 0, []
+    for limit in itertools.count(1, every):
+        here = root / str(limit)
+        here.mkdir(parents=True)
         sender = KillAt(limit, number)
 
         def play(here: Path = here, sender: KillAt = sender) -> Iterator[int]:
@@ -82,7 +88,7 @@ def main(root: str, signal_number: str, every: str) -> None:
             break
         sent += 1
         left += code in (128 + number, -number)
-    print(json.dumps({"signals": sent, "left": left, "wrong": wrong[:20]}), flush=True)
+    return {"signals": sent, "left": left, "wrong": wrong[:20]}
 
 
 if __name__ == "__main__":

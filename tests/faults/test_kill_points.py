@@ -22,10 +22,10 @@ def judged(lines: list[dict[str, Any]]) -> tuple[int, int]:
 
 def test_a_kill_leaves_the_old_or_the_new(script: Script, memory_disk: Path) -> None:
     """A few points of each scenario; the long form takes all of them."""
-    lines = script("killing", memory_disk, 0, len(SCENARIOS), 4)
+    lines = script("killing", memory_disk, 0, len(SCENARIOS), 6)
     assert {line["scenario"] for line in lines} == set(SCENARIOS)
     kills, _ = judged(lines)
-    assert kills > 100
+    assert kills > 70
 
 
 @pytest.mark.long
@@ -41,8 +41,8 @@ def test_kill_at_every_call(shard: int, script: Script, memory_disk: Path, count
     counted(f"kill -9, shard {shard}: {kills:,} kills in {saves} saves, 0 lost, 0 mixed")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("in place", "a.pt: "), ("deleted first", "a.pt is gone")])
-def test_the_check_finds_a_save_that_is_not_atomic(name: str, expected: str, script: Script, memory_disk: Path) -> None:
+def test_the_check_finds_a_save_that_is_not_atomic(script: Script, memory_disk: Path) -> None:
     """The same kills, of programs that save as it should not be done."""
-    (line,) = script("killing", memory_disk, 0, 1, 1, name)
-    assert any(expected in wrong for wrong in line["wrong"]), line
+    in_place, deleted_first = script("killing", memory_disk, 0, 2, 1, "in place,deleted first")
+    assert any("a.pt: " in wrong for wrong in in_place["wrong"]), in_place
+    assert any("a.pt is gone" in wrong for wrong in deleted_first["wrong"]), deleted_first
