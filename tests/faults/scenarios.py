@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.cli.main import main
+from holdfast.cli.main import INTERRUPTED, main
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.runs.layout import parse_step
 from holdfast.runs.run_file import write_pin
@@ -291,6 +291,8 @@ def verb(*arguments: object) -> None:
     except SystemExit as left:
         if left.code == StorageError.exit_code:
             raise StorageError(said.getvalue()) from None
+        if left.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
         if left.code != 0:
             raise AssertionError(said.getvalue()) from None
 
