@@ -2,8 +2,8 @@
 
     python examples/demo.py [--epochs 6] [--seed N]
 
-Everything happens in real processes: the second training is ended with SIGKILL at a random batch and started again
-with the same command. Exits 1 when anything differs.
+Everything happens in real processes: the second training saves every seven batches in the background, is ended with
+SIGKILL at a random batch and started again with the same command. Exits 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ console = Console()
 class Training:
     """One digits.py in a process of its own, watched through the log that it writes."""
 
-    def __init__(self, folder: Path, epochs: int, save: str) -> None:
+    def __init__(self, folder: Path, epochs: int, save: str, *more: str) -> None:
         self.run_dir = folder / "run"
         self.log = folder / "log"
         self.total = epochs * BATCHES
         script = Path(__file__).with_name("digits.py")
-        options = [f"--epochs={epochs}", f"--save={save}", f"--log={self.log}"]
+        options = [f"--epochs={epochs}", f"--save={save}", f"--log={self.log}", *more]
         self.command = [sys.executable, str(script), str(self.run_dir), *options]
         folder.mkdir()
 
@@ -155,13 +155,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="holdfast-demo-") as name:
         whole = Training(Path(name) / "whole", args.epochs, "1ep")
-        killed = Training(Path(name) / "killed", args.epochs, "7step 1ep")
+        killed = Training(Path(name) / "killed", args.epochs, "7step 1ep", "--background")
         draw = random.Random(args.seed)
         # Far enough into an epoch that the newest commit, at most a few steps older, lies in the middle of it.
         kill_at = draw.randrange(1, args.epochs - 1) * BATCHES + draw.randrange(16, 26)
 
         console.print(whole.run("undisturbed").splitlines()[-1])
-        killed.run("SIGKILL comes", kill_at=kill_at)
+        killed.run("saves in the background, SIGKILL", kill_at=kill_at)
         console.print(f"killed at batch {len(killed.lines())} of {killed.total}; the same command again:")
         printed = killed.run("resumed").splitlines()
         console.print(printed[0])

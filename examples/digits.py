@@ -80,6 +80,7 @@ def train(args: argparse.Namespace) -> None:
         best="val_acc:max",
         keep="last:2 best:1",
         save=args.save,
+        background=args.background,
     )
     with run:
         at = run.resume()
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", default="1ep", help="when to save: 1ep, 7step, 15min, or several")
+    parser.add_argument("--background", action="store_true", help="train on while a save is written")
     parser.add_argument("--log", type=Path, help="append one line for each batch to this file")
     args = parser.parse_args()
 

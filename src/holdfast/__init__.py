@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from holdfast.runs.retention import KeepBest as KeepBest
     from holdfast.runs.retention import KeepEvery as KeepEvery
     from holdfast.runs.retention import KeepLast as KeepLast
+    from holdfast.runs.retention import KeepSize as KeepSize
     from holdfast.runs.retention import Pinned as Pinned
     from holdfast.state.values import Opaque as Opaque
     from holdfast.state.values import Record as Record
@@ -57,6 +58,7 @@ _HOME = {
     "KeepBest": "runs.retention",
     "KeepEvery": "runs.retention",
     "KeepLast": "runs.retention",
+    "KeepSize": "runs.retention",
     "Pinned": "runs.retention",
     "Opaque": "state.values",
     "Record": "state.values",

@@ -12,6 +12,7 @@
      ├─ MismatchError             file and live object disagree; nothing was changed
      │   └─ AmbiguousPart         several parts fit one object; say which with at=
      ├─ UnsupportedValue          this value can't be stored; its path in the tree is named
+     ├─ SnapshotTorn              a tensor changed while a background save read it; that save was not committed
      ├─ UntrustedType             the file holds a class that the caller did not name in trusted=
      ├─ ArgumentError             the call itself is wrong
      │   └─ ConfigMissing         the file does not say how to construct its model
@@ -100,6 +101,10 @@ class AmbiguousPart(MismatchError):
 
 class UnsupportedValue(HoldfastError):
     """A value can't be stored."""
+
+
+class SnapshotTorn(HoldfastError):
+    """A tensor changed while a background save read it; that save was not committed."""
 
 
 class UntrustedType(HoldfastError):

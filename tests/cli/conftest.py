@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,14 @@ import pytest
 from holdfast.cli.main import main
 from holdfast.runs.run_file import RunFile, write_pin, write_run_file
 from tests.runs.hand_made import NOON, commit, small_tree, tensor
+
+HOLD = """
+import os, sys, time
+from holdfast.runs.lock import RunLock
+lock = RunLock(sys.argv[1])
+os.write(1, b"held\\n")
+time.sleep(60)
+"""
 
 
 class Result(NamedTuple):
@@ -57,3 +67,15 @@ def run(tmp_path: Path) -> Path:
     write_run_file(root, RunFile("abc123", NOON, best="val_loss:min", keep="last:1 best:1"))
     write_pin(root, "paper", 10)
     return root
+
+
+@pytest.fixture
+def live(run: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes the run."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    yield other
+    other.kill()
+    other.wait(10)
+    other.stdout.close()

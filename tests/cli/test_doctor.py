@@ -41,6 +41,7 @@ def test_doctor_json(holdfast: Holdfast, tmp_path: Path) -> None:
         "record lock",
         "flock",
         "memfd",
+        "free space",
     ]
     assert found["machine"]["cores"] >= 1
 
@@ -66,6 +67,7 @@ def test_doctor_where_nothing_can_be_saved(holdfast: Holdfast, tmp_path: Path) -
     assert code == 5
     assert "  commit       fails  `/proc/holdfast-doctor-" in out
     assert "not promised here\n  commit: " in out
+    assert "  free space   fails  not told; a save that does not fit shows while it is written\n" in out
     code, _, err = holdfast("doctor", tmp_path / "gone")
     assert code == 4
     assert err == f"holdfast: `{tmp_path / 'gone'}`: no such folder\n"

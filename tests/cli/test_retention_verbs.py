@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,6 @@ from holdfast.runs.run_file import RunFile, read_pins, write_pin, write_run_file
 from tests.runs.hand_made import NOON, commit, flip
 
 Holdfast = Callable[..., Any]
-
-HOLD = """
-import os, sys, time
-from holdfast.runs.lock import RunLock
-lock = RunLock(sys.argv[1])
-os.write(1, b"held\\n")
-time.sleep(60)
-"""
-
-
-@pytest.fixture
-def live(run: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that writes the run."""
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
-    yield other
-    other.kill()
-    other.wait(10)
-    other.stdout.close()
 
 
 def steps(root: Path) -> list[int]:
@@ -104,7 +83,7 @@ def test_a_dry_run_says_what_would_become_of_each_and_deletes_nothing(
     commit(run, 15, {"epoch": 1}, metrics={"val_loss": 9.0})
     code, out, _ = holdfast("prune", run, "--dry-run")
     assert code == 0
-    assert [row[:2] for row in lines(out)[1:5]] == [
+    assert [[row[0], row[3]] for row in lines(out)[1:5]] == [
         ["10", "kept"],
         ["15", "would"],
         ["20", "kept"],
@@ -112,7 +91,8 @@ def test_a_dry_run_says_what_would_become_of_each_and_deletes_nothing(
     ]
     assert "pinned as paper" in out
     assert "would be deleted  no rule keeps it" in out
-    assert "1 of 4 checkpoints would be deleted" in out
+    assert "1 of 4 checkpoints would be deleted, 102 B; 15.8 kB would stay\n" in out
+    assert out.endswith("the newest is verified before the first is deleted\n")
     assert steps(run) == [10, 15, 20, 30]
 
 
@@ -212,6 +192,27 @@ def test_prune_makes_no_folder_of_a_name_that_was_mistyped(holdfast: Holdfast, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_budget_is_said_and_kept_to(holdfast: Holdfast, run: Path) -> None:
+    holdfast("unpin", run, "paper")
+    for step in (12, 14, 16):
+        commit(run, step, {"epoch": 1})
+    write_run_file(run, RunFile("abc123", NOON, best="val_loss:min", keep="last:1 size:15kB"))
+    assert "6 checkpoints, 16.1 kB of 15 kB\n" in holdfast("ls", run).out
+    found = json.loads(holdfast("prune", run, "--dry-run", "--json").out)
+    assert (found["keep"], found["budget"]) == ("last:1 size:15kB best:1:val_loss:min", 15_000)
+    assert sum(one["size"] for one in found["decisions"] if one["keep"]) == found["left"] <= 15_000
+    assert sum(one["size"] for one in found["decisions"] if not one["keep"]) == found["bytes"]
+    out = holdfast("prune", run).out
+    assert " of 15 kB stay\n" in out
+    assert "of 15 kB with all that must stay or is newer" in out
+    assert steps(run) == [12, 14, 16, 20, 30]
+    found = json.loads(holdfast("explain", run, "--json").out)
+    assert (found["size"], found["budget"]) == (sum(one["size"] for one in found["checkpoints"]), 15_000)
+    assert "no rule keeps it: with it" in holdfast("prune", run, "--keep", "size:1kB", "--dry-run").out
+    assert "size: what must stay has" in holdfast("prune", run, "--keep", "size:1kB", "--dry-run").out
+    assert holdfast("prune", run, "--keep", "size:50").code == 3
+
+
 # ---- explain ---------------------------------------------------------------------------------------------------------
 
 
@@ -225,8 +226,29 @@ def test_explain_says_which_resumes_which_is_best_and_why_each_stays(holdfast: H
         "best by val_loss:min: step 20",
         "retention: last:1 best:1:val_loss:min",
     ]
+    assert out.splitlines()[4] == "size: 3 checkpoints, 15.8 kB"
     assert "  10  goes with the next prune  no rule keeps it\n" in out
     assert "  20  kept                      best: 1 of 1 by val_loss:min (0.25)\n" in out
+
+
+def test_each_best_is_marked(holdfast: Holdfast, run: Path) -> None:
+    holdfast("unpin", run, "paper")
+    commit(run, 15, {"epoch": 1}, metrics={"val_loss": 0.3, "acc": 0.9})
+    write_run_file(run, RunFile("abc123", NOON, best="val_loss:min acc:max f1:max", keep="last:1"))
+    out = holdfast("explain", run).out
+    assert "best by val_loss:min: step 20\nbest by acc:max: step 15\nbest by f1:max: no checkpoint has a" in out
+    assert "retention: last:1 best:1:val_loss:min best:1:acc:max best:1:f1:max\n" in out
+    found = json.loads(holdfast("explain", run, "--json").out)
+    assert found["best"] == [
+        {"rule": "val_loss:min", "step": 20},
+        {"rule": "acc:max", "step": 15},
+        {"rule": "f1:max", "step": None},
+    ]
+    assert [one["best"] for one in found["checkpoints"]] == [[], ["acc:max"], ["val_loss:min"], []]
+    assert "  best by acc:max       best: 1 of 1 by acc:max (0.9)\n" in holdfast("ls", run).out
+    assert holdfast("path", f"{run}@best:acc").out == f"{run / step_name(15)}\n"
+    holdfast("prune", run)
+    assert steps(run) == [15, 20, 30]
 
 
 def test_explain_says_what_is_damaged_partial_quarantined_and_superseded(holdfast: Holdfast, run: Path) -> None:
@@ -272,6 +294,8 @@ def test_explain_without_rules_or_checkpoints(holdfast: Holdfast, run: Path, tmp
     out = holdfast("explain", run).out
     assert "retention: no rules, all are kept" in out
     assert "the run has no retention rules: all are kept; pinned as paper" in out
+    write_run_file(run, RunFile("abc123", NOON, best="val_loss:min"))
+    assert "the run has no retention rules: all are kept; best by val_loss:min" in holdfast("explain", run).out
     (run / "run.json").write_text("{}")
     assert "run.json`: is damaged" in holdfast("explain", run).out
     (tmp_path / "new").mkdir()

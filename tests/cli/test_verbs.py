@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from holdfast.cli.output import age_text, size_text
+from holdfast.runs.catalog import scan
 from holdfast.runs.layout import step_name
+from holdfast.runs.moves import quarantine, supersede
 from tests.runs.hand_made import commit, flip, tensor
 
 Holdfast = Callable[..., Any]
@@ -24,13 +27,15 @@ def lines(text: str) -> list[list[str]]:
 
 def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("ls", run).out
-    header, ten, twenty, thirty = out.splitlines()
+    header, ten, twenty, thirty, total = out.splitlines()
     assert header.split() == ["step", "epoch", "age", "size", "val_loss", "kept", "by"]
     assert ten.split()[:5] == ["10", "1.10", "1", "h", "ago"]
     assert "0.5" in ten.split()
     assert "pin paper" in ten
     assert "pinned as paper" in ten
-    assert "best: 1 of 1 by val_loss:min (0.25)" in twenty
+    assert "  best by val_loss:min  best: 1 of 1 by val_loss:min (0.25)" in twenty
+    assert "best" not in ten + thirty
+    assert total == "3 checkpoints, 15.8 kB"
     assert thirty.split()[:2] == ["30", "3.10"]
     assert "nan" in thirty
     assert "last: 1 of 1; the newest: always kept" in thirty
@@ -39,7 +44,9 @@ def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast
 def test_ls_json(holdfast: Holdfast, run: Path) -> None:
     found = json.loads(holdfast("ls", run, "--json").out)
     assert [one["step"] for one in found["checkpoints"]] == [10, 20, 30]
-    assert [one["best"] for one in found["checkpoints"]] == [False, True, False]
+    assert [one["best"] for one in found["checkpoints"]] == [[], ["val_loss:min"], []]
+    assert found["size"] == sum(one["size"] for one in found["checkpoints"])
+    assert found["budget"] is None
     assert found["checkpoints"][2]["metrics"] == {"val_loss": "nan"}
     assert found["checkpoints"][0]["pins"] == ["paper"]
     assert found["notes"] == []
@@ -55,7 +62,7 @@ def test_ls_shows_what_is_damaged_or_partial_and_does_not_stop_at_it(holdfast: H
     assert ["20", "damaged"] in lines(out)
     assert f"damaged: step 20: `{run / step_name(20) / 'manifest.json'}`" in out
     assert "partial: step 40 was never committed" in out
-    assert "quarantined: step-00000005" in out
+    assert "quarantined: step-00000005: has no reason.json that can be read\n" in out
     assert "run.json`: is damaged" in out
     assert out.splitlines()[1].split()[0] == "10"
 
@@ -88,6 +95,7 @@ def test_show(holdfast: Holdfast, run: Path) -> None:
     assert any(row[:1] == ["model.safetensors"] for row in rows)
     found = json.loads(holdfast("show", run / step_name(20), "--json").out)
     assert found["step"] == 20
+    assert found["size"] == sum(record["size"] for record in found["files"].values())
     assert found["objects"] == {"model": {"kind": "module", "class": "my.Net"}}
     assert found["files"]["state.json"]["digest"].startswith("xxh3-128:")
 
@@ -95,6 +103,20 @@ def test_show(holdfast: Holdfast, run: Path) -> None:
 @pytest.mark.parametrize(("form", "step"), [("", 30), ("@last", 30), ("@best", 20), ("@-3", 10), ("@pin:paper", 10)])
 def test_path(holdfast: Holdfast, run: Path, form: str, step: int) -> None:
     assert holdfast("path", f"{run}{form}").out == f"{run / step_name(step)}\n"
+
+
+def test_show_says_what_becomes_of_it(holdfast: Holdfast, run: Path) -> None:
+    assert "  kept: best: 1 of 1 by val_loss:min (0.25)\n" in holdfast("show", f"{run}@best").out
+    commit(run, 15, {"epoch": 1})
+    assert "  goes with the next prune: no rule keeps it\n" in holdfast("show", run / step_name(15)).out
+    moved = quarantine(run, 30, "bits \x1b[2J flipped")
+    assert "  quarantined: bits \\x1b[2J flipped\n" in holdfast("show", moved).out
+    supersede(run, 15)
+    found = json.loads(holdfast("show", run / "superseded" / step_name(20), "--json").out)
+    assert found["standing"] == "superseded"
+    assert found["reasons"] == ["the run went back to an earlier step, and this is the future that it left"]
+    copy = shutil.copytree(run / step_name(10), run.parent / "alone")
+    assert json.loads(holdfast("show", copy, "--json").out)["standing"] is None
 
 
 def test_path_of_what_is_no_checkpoint(holdfast: Holdfast, tmp_path: Path) -> None:
@@ -111,13 +133,49 @@ def test_verify_names_the_tensor_and_the_bytes(holdfast: Holdfast, run: Path) ->
     flip(file, len(file.read_bytes()) - 1)
     code, out, _ = holdfast("verify", run)
     assert code == 2
-    assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == ["OK", "OK", "CORRUPT"]
+    *items, hint = [line.split() for line in out.splitlines() if not line.startswith(" ")]
+    assert [item[0] for item in items] == ["OK", "OK", "CORRUPT"]
+    assert hint[-2:] == [str(run), "--set-aside"]
     assert f"  {file}: model." in out
     assert "expected" in out
     (item,) = [one for one in json.loads(holdfast("verify", run, "--json").out)["items"] if one["status"] != "OK"]
     assert item["step"] == 30
     assert item["findings"][0]["name"].startswith("model.")
     assert item["findings"][0]["expected"] != item["findings"][0]["found"]
+
+
+def test_verify_offers_to_set_aside_what_is_damaged(holdfast: Holdfast, run: Path) -> None:
+    flip(run / step_name(30) / "model.safetensors", -1)
+    flip(run / step_name(10) / "manifest.json", 40)
+    code, out, _ = holdfast("verify", run)
+    assert code == 2
+    assert out.endswith(
+        f"to set aside step 10, 30, as a training that resumes does: holdfast verify {run} --set-aside\n"
+    )
+    assert json.loads(holdfast("verify", run, "--json").out)["set_aside"] == []
+    code, out, _ = holdfast("verify", run, "--set-aside")
+    assert code == 2
+    assert f"set aside: {run / 'quarantine' / step_name(30)}\n" in out
+    assert [one.step for one in scan(run).checkpoints] == [20]
+    assert holdfast("verify", run).code == 0
+    found = json.loads(holdfast("ls", run, "--json").out)
+    assert [one["name"] for one in found["quarantined"]] == [step_name(10), step_name(30)]
+    assert "manifest.json`: " in found["quarantined"][0]["reason"]
+    assert "model.safetensors: model." in found["quarantined"][1]["reason"]
+
+
+def test_verify_sets_aside_whole_steps_of_runs_that_nobody_writes(
+    holdfast: Holdfast, run: Path, live: subprocess.Popen[str]
+) -> None:
+    flip(run / step_name(30) / "model.safetensors", -1)
+    code, _, err = holdfast("verify", run, "--set-aside")
+    assert code == 5
+    assert f"pid {live.pid}" in err
+    for other in (run / step_name(30), run / step_name(30) / "model.safetensors", run / "gone"):
+        code, _, err = holdfast("verify", other, "--set-aside")
+        assert code == 3
+        assert "is no run's folder: only steps of a run can be set aside" in err
+    assert [one.step for one in scan(run).checkpoints] == [10, 20, 30]
 
 
 def test_verify_strict(holdfast: Holdfast, run: Path, tmp_path: Path) -> None:

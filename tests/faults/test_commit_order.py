@@ -40,7 +40,7 @@ def save_folder(root: Path, syscalls: Syscalls) -> None:
         for name, data in FILES.items():
             with folder.file(name) as staged:
                 staged.write([WriteRequest(0, data)])
-        folder.link(root / "shard", "shard")
+        folder.share(root / "shard", "shard")
         folder.commit()
 
 

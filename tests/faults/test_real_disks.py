@@ -14,6 +14,8 @@ from torch import nn
 import holdfast
 from holdfast.errors import StorageError
 from holdfast.runs.catalog import scan
+from holdfast.runs.room import check_run_room
+from holdfast.storage.filesystem import check_room, free_bytes
 
 
 def mount(*arguments: str) -> bool:
@@ -44,7 +46,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_roo
     with holdfast.Run(small_disk / "a", keep="last:1", **objects(1)) as run:
         run.save(step=1)
         filler.write_bytes(bytes(200_000))
-        with pytest.raises(StorageError, match=r"No space left on device: .* bytes are free; make room and save again"):
+        with pytest.raises(StorageError, match=r"no room for this save: \d+,\d+ bytes are to be written"):
             run.save(step=2)
         assert [one.step for one in scan(run.path).readable] == [1]
         assert [path.name for path in (small_disk / "a").iterdir() if "partial" in path.name] == []
@@ -54,6 +56,32 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_roo
     with holdfast.Run(small_disk / "a", **fresh) as run:
         assert run.resume() == holdfast.Position(epoch=0, step=3, batch=0)
     assert torch.equal(fresh["model"].weight, objects(1)["model"].weight)
+
+
+def test_the_room_that_is_told_is_the_room_that_there_is(small_disk: Path) -> None:
+    free = free_bytes(str(small_disk))
+    assert free is not None
+    check_room(str(small_disk), free)
+    with pytest.raises(StorageError, match=f"{free + 1:,} bytes are to be written, {free:,} bytes are free"):
+        check_room(str(small_disk), free + 1)
+    (small_disk / "all").write_bytes(bytes(free))
+    with pytest.raises(StorageError, match="1 bytes are to be written, 0 bytes are free; nothing was written"):
+        check_room(str(small_disk), 1)
+    check_room(str(small_disk), 0)  # a save whose files are all linked needs none
+
+
+def test_a_save_that_does_not_fit_names_the_rules_that_would_make_room(small_disk: Path) -> None:
+    root = str(small_disk / "a")
+    parts = objects(1)
+    with holdfast.Run(root, **parts) as run:
+        for step in (1, 2):
+            nn.init.constant_(parts["model"].weight, step)  # what does not change is linked, and takes no room
+            run.save(step=step)
+    check_run_room(root, 10_000)
+    wanted = rf"300,000 bytes are to be written, .* holdfast prune {root} --keep last:1 would free up to 2\d\d kB"
+    with pytest.raises(StorageError, match=wanted):
+        check_run_room(root, 300_000)
+    assert [one.step for one in scan(root).readable] == [1, 2]  # nothing goes before the new one is safe
 
 
 def test_a_file_on_a_full_disk_stays_what_it_was(small_disk: Path) -> None:

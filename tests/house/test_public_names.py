@@ -14,6 +14,7 @@ NAMES = {
     "KeepBest",
     "KeepEvery",
     "KeepLast",
+    "KeepSize",
     "LoadReport",
     "Opaque",
     "Pinned",

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import holdfast
+from holdfast.cli.main import main
+from holdfast.runs.catalog import scan
 
 
 def numbered(value: float = 0.0) -> nn.Linear:
@@ -69,6 +71,25 @@ def test_lesson_09_a_restart_does_not_forget_the_best(run_dir: Path) -> None:
     live = numbered()
     holdfast.restore(f"{run_dir}@best", model=live)
     assert live.weight.item() == 2
+
+
+@pytest.mark.parametrize("save", ["3step 100ep", "1ep", "100ep", "7step"])
+def test_lesson_09_a_metric_stays_with_the_weights_that_it_was_measured_on(save: str, run_dir: Path) -> None:
+    """Written into whatever file was saved last, the metric of an epoch's end describes weights from its middle."""
+    losses = [0.5, 0.7, 0.2, 0.9]
+    model = numbered()
+    with holdfast.Run(run_dir, model=model, best="loss:min", save=save) as run:
+        for epoch in run.epochs(len(losses)):
+            for _ in run.batches(range(4)):
+                set_to(model, run.position.step + 1)
+            run.end(epoch, loss=losses[epoch])
+        assert (run.best.step, run.best.metrics, run.best.build().weight.item()) == (12, {"loss": 0.2}, 12)
+    for one in scan(run_dir).readable:
+        assert one.manifest is not None
+        assert holdfast.load(one.path)["model"]["weight"].item() == one.step
+        measured = {"loss": losses[one.step // 4 - 1]} if one.step % 4 == 0 else {}
+        none = one.step == 16 and not one.manifest.metrics  # the commit at the training's end, which no rule asked for
+        assert none or one.manifest.metrics == measured
 
 
 def test_lesson_10_the_newest_is_neither_the_youngest_file_nor_the_last_in_the_alphabet(run_dir: Path) -> None:
@@ -136,3 +157,19 @@ def test_lesson_11_the_newest_is_never_deleted_and_never_all(run_dir: Path) -> N
         run.resume()
         run.save(step=4)
     assert 4 in steps(run_dir)
+
+
+def test_lesson_11_nothing_is_deleted_for_a_newest_that_is_not_good(run_dir: Path) -> None:
+    """Old checkpoints that go for the sake of one that can't be read leave nothing at all."""
+    with holdfast.Run(run_dir, model=(model := numbered())) as run:
+        for step in (1, 2, 3):
+            set_to(model, step)
+            run.save(step=step)
+    os.truncate(run_dir / "step-00000003" / "model.safetensors", 10)  # its manifest is still good
+    with pytest.raises(SystemExit) as left:
+        main(["prune", str(run_dir), "--keep", "last:1"])
+    assert (left.value.code, steps(run_dir)) == (2, [1, 2, 3])
+    with holdfast.Run(run_dir, model=numbered(), keep="last:1") as run:
+        assert run.resume() == holdfast.Position(epoch=0, step=2, batch=0)
+        assert run.save(step=3).pruned == [1, 2]  # by now there is a newer one that this process wrote itself
+    assert holdfast.verify(run_dir).status == "OK"

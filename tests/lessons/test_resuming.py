@@ -1,7 +1,4 @@
-"""What goes wrong when training is resumed, one lesson a test: first what torch alone does, then holdfast.
-
-Of lesson 17, what is alive and not in the run, this is the part that shows without a search through the program.
-"""
+"""What goes wrong when training is resumed, one lesson a test: first what torch alone does, then holdfast."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.utils.data import DataLoader
 
 import holdfast
 from holdfast.errors import CorruptFile, MismatchError, MissingPart
+from holdfast.objects.rng import capture_rng
 from holdfast.runs.catalog import scan
 
 Net = Callable[..., nn.Sequential]
@@ -53,6 +52,22 @@ def test_lesson_12_a_resumed_run_does_not_see_the_first_order_again(tmp_path: Pa
     whole = order_of(tmp_path / "whole", 2)
     assert whole[0] != whole[1]
     assert order_of(tmp_path / "parts", 1) + order_of(tmp_path / "parts", 2) == whole
+
+
+@pytest.mark.usefixtures("seeded")
+def test_lesson_12_the_rest_of_an_epoch_is_the_rest(tmp_path: Path) -> None:
+    """A restart in the middle of an epoch that shuffles anew sees some items twice in it, and others never."""
+
+    def part(root: Path, items: int) -> list[int]:
+        torch.manual_seed(0)
+        loader = DataLoader(range(20), batch_size=5, shuffle=True)
+        with holdfast.Run(root, model=nn.Linear(1, 1), save="1step") as run:
+            return [n for batch in islice(run.batches(loader), items) for n in batch.tolist()]
+
+    whole = part(tmp_path / "whole", 4)
+    assert sorted(whole) == list(range(20))
+    assert part(tmp_path / "parts", 3) == whole[:15]  # two of the three are committed, the third was being worked on
+    assert part(tmp_path / "parts", 4) == whole[10:]
 
 
 @pytest.mark.usefixtures("seeded")
@@ -100,6 +115,24 @@ def test_lesson_12_a_damaged_random_state_is_no_success(run_dir: Path) -> None:
         run.resume()
 
 
+@pytest.mark.parametrize("damaged", [{"torch": torch.zeros(5056, dtype=torch.uint8)}, {"python": (3, (0,), None)}])
+@pytest.mark.usefixtures("seeded")
+def test_lesson_12_a_random_state_that_is_none_is_no_success(
+    damaged: dict[str, Any], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole on the disk and still no state of a generator: the digests are right, and only the generator knows."""
+    state = {**capture_rng(), **damaged}
+    with holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run, monkeypatch.context() as patched:
+        patched.setattr("holdfast.training.commits.capture_rng", lambda: state)
+        run.save(step=1)
+    assert holdfast.verify(run_dir).status == "OK"
+    with (
+        holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run,
+        pytest.raises(CorruptFile, match="its random state can't be restored"),
+    ):
+        run.resume()
+
+
 def test_lesson_13_the_next_position_is_stored(run_dir: Path) -> None:
     """``start_epoch = checkpoint["epoch"]`` trains an epoch twice, ``+ 1`` in two places skips one."""
     seen: list[tuple[int, int]] = []
@@ -119,6 +152,23 @@ def test_lesson_13_the_next_position_is_stored(run_dir: Path) -> None:
     newest = scan(run_dir).readable[-1].manifest
     assert newest is not None
     assert (newest.epoch, newest.batch, newest.step) == (3, 0, 15)
+
+
+@pytest.mark.parametrize("stop", [None, (0, "after"), (1, "before"), (1, "after")])
+def test_lesson_13_an_own_loop_does_each_epoch_once(stop: tuple[int, str] | None, run_dir: Path) -> None:
+    """Which epoch a number means is said where it is saved: the one to go on with."""
+    seen = []
+    for process in range(2):
+        with holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run:
+            at = run.resume()
+            for epoch in range(at.epoch if at else 0, 3):
+                if process == 0 and stop == (epoch, "before"):
+                    break
+                seen.append(epoch)
+                run.save(step=(epoch + 1) * 10, epoch=epoch + 1)
+                if process == 0 and stop == (epoch, "after"):
+                    break
+    assert seen == [0, 1, 2]
 
 
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
@@ -206,6 +256,36 @@ def test_lesson_15_another_learning_rate_is_shown_and_the_user_decides(tmp_path:
         assert f"`optimizer` group 0: lr is 0.1 in the file, 0.5 in the program: {words}" in report.notes
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_lesson_15_a_run_says_what_it_sets_otherwise(
+    scheduled: bool, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same script with another ``--lr`` goes on with the old one; a rate that only a scheduler changed is none."""
+
+    def objects(lr: float) -> dict[str, Any]:
+        optimizer = sgd(lr)
+        more = {"scheduler": schedulers.StepLR(optimizer, 1)} if scheduled else {}
+        return {"optimizer": optimizer, **more}
+
+    with holdfast.Run(run_dir, **(first := objects(0.1))) as run:
+        if scheduled:
+            first["optimizer"].step()
+            first["scheduler"].step()
+        run.save(step=1)
+    with holdfast.Run(run_dir, **objects(0.1)) as run:
+        run.resume()
+    assert "as the program has it" not in caplog.text
+    with holdfast.Run(run_dir, **(other := objects(0.5))) as run:
+        run.resume()
+        key = "initial_lr" if scheduled else "lr"
+        assert f"`optimizer` group 0: {key} is 0.1 as in the checkpoint, not 0.5 as the program has it" in caplog.text
+        other["optimizer"].param_groups[0]["lr"] = 0.5  # the user says which wins
+        run.save(step=2)
+    with holdfast.Run(run_dir, **(third := objects(0.5))) as run:
+        run.resume()
+    assert third["optimizer"].param_groups[0]["lr"] == 0.5
+
+
 class Two(nn.Module):
     """Two layers of one shape, so that a swap of their moments shows nowhere but in the numbers."""
 
@@ -287,6 +367,26 @@ def test_lesson_16_swapped_groups_keep_their_weight_decay(tmp_path: Path, same: 
     assert same(other.moments(ours), wanted)
 
 
+def test_lesson_16_other_groups_take_their_moments_along_and_say_whose_options_hold(tmp_path: Path, same: Same) -> None:
+    """torch refuses other groups; by hand, they get the options of whichever group had their number."""
+
+    def regrouped(model: Two) -> Optimizer:
+        return AdamW([{"params": [model.b.weight], "weight_decay": 0.0}, {"params": [model.a.weight]}], lr=0.1)
+
+    model, optimizer = trained(in_order)
+    holdfast.save({"model": model, "optimizer": optimizer}, tmp_path / "f.pt")
+    other = Two()
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        regrouped(other).load_state_dict(optimizer.state_dict())
+    for hyper, decay, words in (("file", 0.01, "the file's is used"), ("mine", 0.0, "the program's is used")):
+        ours = regrouped(other)
+        report = holdfast.restore(tmp_path / "f.pt", model=other, optimizer=ours, hyper=hyper)
+        assert same(other.moments(ours), model.moments(optimizer))
+        assert ours.param_groups[0]["weight_decay"] == decay
+        said = f"`optimizer` group 0: weight_decay is 0.01 in the file, 0.0 in the program: {words}"
+        assert said in report.notes
+
+
 def test_lesson_16_a_partly_frozen_model(tmp_path: Path) -> None:
     """With the first layer frozen, the second one is number 0 and gets the first one's moments."""
     model, optimizer = trained(in_order)
@@ -332,6 +432,33 @@ def test_lesson_17_what_is_not_in_the_run_is_told(net: Net, run_dir: Path, caplo
     assert {"optimizer", "scaler"} <= set(holdfast.restore(f"{run_dir}@last", model=net(3)).unused)
     with holdfast.Run(run_dir, model=net(2), ema=net(4)) as run, pytest.raises(MissingPart, match="no part for `ema`"):
         run.resume()
+
+
+class EarlyStopping:
+    def __init__(self) -> None:
+        self.best, self.counter = 0.0, 0
+
+
+def test_lesson_17_the_audit_names_what_was_never_registered(net: Net, run_dir: Path) -> None:
+    """The weights come back, and the loss scale, the average, the patience and the order of the data begin anew."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    alive = {
+        "scaler": torch.amp.GradScaler("cpu"),
+        "ema": torch.optim.swa_utils.AveragedModel(model),
+        "stopping": EarlyStopping(),
+        "loader": DataLoader(range(8), shuffle=True),
+    }
+    with holdfast.Run(run_dir, model=model, optimizer=optimizer) as run:
+        found = {one.name: one for one in run.audit().findings}
+        for word in alive:
+            assert f"alive['{word}']" in found, f"{word} is lost at the next restart, and nobody said so"
+        assert found["alive['scaler']"].line == "holdfast.Run(..., scaler=alive['scaler'])"
+        run.save(step=1)
+    given = {word: alive[word] for word in ("scaler", "ema", "loader")}
+    with holdfast.Run(run_dir.with_name("b"), model=model, optimizer=optimizer, **given) as run:
+        told = {one.name for one in run.audit().findings}
+    assert not {f"alive['{word}']" for word in given} & told
 
 
 @pytest.mark.parametrize(("where", "position"), [("training", (3, 0, 3)), ("evaluation", (4, 0, 4))])

@@ -1,7 +1,4 @@
-"""What goes wrong when checkpoints are saved, one lesson a test: first what torch alone does, then holdfast.
-
-Lesson 5, background saves that mix two steps, waits for background saves.
-"""
+"""What goes wrong when checkpoints are saved, one lesson a test: first what torch alone does, then holdfast."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from torch import nn
 import holdfast
 from holdfast.errors import StorageError
 from holdfast.storage.syscalls import Syscalls
+from tests.training.slow_disk import SlowDisk
 
 KILLED = """
 import resource, signal, sys
@@ -99,6 +98,25 @@ def test_lesson_02_a_full_disk_leaves_the_old_checkpoint(
         assert [path.name for path in sorted(run_dir.glob("step-*"))] == ["step-00000003"]
 
 
+def test_lesson_02_in_the_background_there_is_always_a_whole_checkpoint(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hands the deletion and the save to different threads has moments without any file, or never deletes."""
+    net = nn.Linear(500, 500)
+    with holdfast.Run(run_dir, model=net, keep="last:1", background=True) as run:
+        run.save(step=1).wait()
+        for step in (2, 3):
+            with torch.no_grad():
+                net.weight.add_(1)
+            with SlowDisk().held(monkeypatch) as disk:
+                saved = run.save(step=step)
+                assert disk.reached.wait(60)
+                assert [path.name for path in run_dir.glob("step-*")] == [f"step-{step - 1:08d}"]
+                assert holdfast.verify(run_dir).status == "OK"
+            assert saved.pruned == [step - 1]
+            assert [path.name for path in run_dir.glob("step-*")] == [f"step-{step:08d}"]
+
+
 def test_lesson_03_nothing_is_staged_in_the_system_temp_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: Callable[..., nn.Module], run_dir: Path
 ) -> None:
@@ -139,6 +157,40 @@ def test_lesson_04_the_best_weights_are_not_the_last_ones(
         assert same(aliased, model)
         assert same(best, true)
         assert same(run.best.build(), true)
+
+
+@pytest.mark.parametrize("by", ["torch", "holdfast"])
+def test_lesson_05_a_background_save_holds_one_step(
+    by: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that saves the live state_dict writes what the training makes of it: later values, or two mixed."""
+    net = nn.Linear(600, 600)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+    def step() -> None:
+        net(torch.ones(2, 600)).square().mean().backward()
+        optimizer.step()
+
+    step()
+    before = net.weight.detach().clone()
+    if by == "torch":
+        ready = threading.Event()
+        state = net.state_dict()
+        thread = threading.Thread(target=lambda: (ready.wait(60), torch.save(state, tmp_path / "net.pt")))
+        thread.start()
+        step()
+        ready.set()
+        thread.join()
+        assert not torch.equal(torch.load(tmp_path / "net.pt")["weight"], before)
+        return
+    with holdfast.Run(run_dir, model=net, optimizer=optimizer, background=True) as run:
+        with SlowDisk().held(monkeypatch) as disk:
+            run.save(step=1)
+            assert disk.reached.wait(60)
+            step()
+        run.wait()
+        assert torch.equal(holdfast.load(run_dir)["model"]["weight"], before)
+        assert not torch.equal(net.weight, before)
 
 
 def test_lesson_06_a_slice_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:

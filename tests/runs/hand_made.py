@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.formats.base import Document, Segment, StoredTensor
-from holdfast.runs.checkpoint import write_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.manifest import Manifest
+from holdfast.runs.writing import write_checkpoint
 from holdfast.spec import DTYPES, TensorSpec
 from holdfast.state.values import Typed
 from holdfast.storage.atomic import StagedFolder

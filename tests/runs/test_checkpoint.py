@@ -9,8 +9,9 @@ import safetensors.numpy
 
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, RefusedFile, StorageError
 from holdfast.formats.base import Document, StoredTensor
-from holdfast.runs.checkpoint import open_checkpoint, write_checkpoint
+from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.manifest import encode
+from holdfast.runs.writing import write_checkpoint
 from holdfast.spec import TensorSpec
 from holdfast.state.values import Typed
 from holdfast.storage.atomic import StagedFolder

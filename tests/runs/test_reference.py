@@ -87,6 +87,16 @@ def test_best(run: Path) -> None:
     assert found(run, "best:accuracy:min") == step_name(10)
 
 
+def test_several_bests(run: Path) -> None:
+    with_best(run, "accuracy:max loss:min")
+    assert found(run, "best") == step_name(30)
+    assert found(run, "best:accuracy") == step_name(30)
+    assert found(run, "best:loss") == step_name(20)
+    assert found(run, "best:loss:max") == step_name(10)
+    with pytest.raises(ArgumentError, match="does not say which f1 is best: write @best:f1:min or @best:f1:max"):
+        found(run, "best:f1")
+
+
 def test_best_without_a_rule_names_the_metrics(run: Path) -> None:
     with pytest.raises(
         ArgumentError, match=r"write @best:accuracy:min or @best:accuracy:max \(its metrics: accuracy, loss"

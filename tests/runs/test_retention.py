@@ -11,22 +11,25 @@ from hypothesis import strategies as st
 
 from holdfast.errors import ArgumentError, NotFound
 from holdfast.runs.catalog import Listed, scan
+from holdfast.runs.manifest import FileRecord
 from holdfast.runs.moves import prune, quarantine, supersede
 from holdfast.runs.retention import (
     Decision,
     KeepBest,
     KeepEvery,
     KeepLast,
+    KeepSize,
     KeepWithin,
     Pinned,
     Rule,
     keep_text,
+    kept_bytes,
     parse_amount,
     parse_keep,
     plan_prune,
     with_best,
 )
-from holdfast.runs.run_file import BestRule, parse_best
+from holdfast.runs.run_file import BestRule, parse_bests
 from tests.runs.hand_made import NOON, commit, facts
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retention"
@@ -37,11 +40,14 @@ def listed(row: dict[str, Any]) -> Listed:
         return Listed(row["step"], "", None, "is damaged")
     time = NOON - datetime.timedelta(hours=row.get("hours_ago", 0))
     metrics = {name: float(value) for name, value in row.get("metrics", {}).items()}
-    return Listed(row["step"], "", facts(row["step"], epoch=row.get("epoch"), time=time, metrics=metrics))
+    files = {"model.safetensors": FileRecord(int(row.get("gb", 0) * 10**9), "xxh3-128:" + "0" * 32)}
+    manifest = facts(row["step"], epoch=row.get("epoch"), time=time, metrics=metrics, files=files)
+    return Listed(row["step"], "", manifest)
 
 
 def decide(case: dict[str, Any]) -> list[list[Any]]:
-    rules = parse_keep(case["keep"], best=parse_best(case["best"]) if "best" in case else None)
+    bests = parse_bests(case["best"]) if "best" in case else ()
+    rules = with_best(parse_keep(case["keep"], best=bests), bests)
     found = plan_prune([listed(row) for row in case["checkpoints"]], rules, NOON, pins=case.get("pins"))
     return [[one.step, "keep" if one.keep else "delete", list(one.reasons)] for one in found]
 
@@ -53,7 +59,7 @@ def test_golden(file: Path) -> None:
 
 
 def test_there_are_golden_files() -> None:
-    assert len(list(GOLDEN.glob("*.json"))) >= 16
+    assert len(list(GOLDEN.glob("*.json"))) >= 28
 
 
 RULES = st.one_of(
@@ -61,6 +67,7 @@ RULES = st.one_of(
     st.builds(KeepBest, st.just("loss"), st.sampled_from(["min", "max"]), st.integers(1, 5)),
     st.builds(KeepEvery, st.integers(1, 50)),
     st.builds(KeepWithin, st.integers(1, 10**6)),
+    st.builds(KeepSize, st.integers(1, 10**11)),
     st.just(Pinned()),
 )
 ROWS = st.lists(
@@ -70,6 +77,7 @@ ROWS = st.lists(
             "damaged": st.booleans(),
             "metrics": st.fixed_dictionaries({"loss": st.floats()}),
             "hours_ago": st.integers(0, 500),
+            "gb": st.integers(0, 20),
         }
     ),
     unique_by=lambda row: row["step"],
@@ -97,8 +105,24 @@ def test_pruning_twice_changes_nothing(rules: list[Rule], rows: list[dict[str, A
     assert all(one.keep for one in plan_prune([listed(row) for row in left], rules, NOON))
 
 
+@given(ROWS, st.lists(RULES, max_size=3), st.integers(1, 10**11))
+def test_a_budget_is_kept_or_was_past_before_it_was_asked(
+    rows: list[dict[str, Any]], others: list[Rule], budget: int
+) -> None:
+    checkpoints = [listed(row) for row in rows]
+    others = [rule for rule in others if not isinstance(rule, KeepSize)]
+    without = plan_prune(checkpoints, [*others, Pinned()], NOON)
+    found = plan_prune(checkpoints, [*others, KeepSize(budget)], NOON)
+    must = {one.step for one in without if one.keep}
+    assert must <= {one.step for one in found if one.keep}
+    assert kept_bytes(checkpoints, found) <= max(budget, kept_bytes(checkpoints, without))
+    filled = [one.step for one in found if one.keep and one.step not in must]
+    gone = [one.step for one in found if not one.keep]
+    assert not filled or not gone or min(filled) > max(gone)  # the newest of those that nothing else keeps
+
+
 def test_parsing() -> None:
-    loss = BestRule("val_loss", "min")
+    loss = [BestRule("val_loss", "min")]
     assert parse_keep(" last:2  best:1 every:10ep pinned ", best=loss) == (
         KeepLast(2),
         KeepBest("val_loss", "min", 1),
@@ -110,6 +134,11 @@ def test_parsing() -> None:
         KeepEvery(steps=1000),
         KeepWithin(5400),
     )
+    assert parse_keep("best:2", best=parse_bests("val_loss:min acc:max")) == (
+        KeepBest("val_loss", "min", 2),
+        KeepBest("acc", "max", 2),
+    )
+    assert parse_keep("size:50GB size:3MiB") == (KeepSize(50 * 10**9), KeepSize(3 << 20))
     assert parse_amount("15min") == (15, "min")
 
 
@@ -129,6 +158,10 @@ def test_parsing() -> None:
         ("every:0ep", "a number above 0 and a unit are wanted"),
         ("every:10h", "is no retention rule"),
         ("within:10ep", "is no retention rule"),
+        ("size:50", "'50': a whole number above 0 and a unit are wanted: 50GB; units: B, kB, MB"),
+        ("size:50Gb", "a whole number above 0 and a unit are wanted"),
+        ("size:0GB", "a whole number above 0 and a unit are wanted"),
+        ("size:1.5TB", "a whole number above 0 and a unit are wanted"),
         ("lots", "'lots' is no retention rule"),
     ],
 )
@@ -146,6 +179,10 @@ def test_every_takes_one_of_two(arguments: dict[str, Any]) -> None:
 def test_best_needs_a_mode() -> None:
     with pytest.raises(ArgumentError, match="does not say which value is best"):
         KeepBest("loss", "lowest")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="a rule is one word, so its metric has no spaces"):
+        KeepBest("val loss", "min")
+    with pytest.raises(ArgumentError, match=r"KeepSize\(bytes=0\): a whole number of at least 1"):
+        KeepSize(0)
 
 
 def test_an_empty_policy_is_refused() -> None:
@@ -203,9 +240,10 @@ def test_rules_are_the_text_that_is_parsed(rules: list[Rule]) -> None:
 
 
 def test_the_best_is_kept_where_a_run_names_one() -> None:
-    low = BestRule("loss", "min")
-    assert with_best([KeepLast(1)], low) == (KeepLast(1), KeepBest("loss", "min"))
-    assert with_best([KeepLast(1), KeepBest("loss", "max")], low)[2:] == (KeepBest("loss", "min"),)
-    assert with_best([KeepBest("loss", "min", 3)], low) == (KeepBest("loss", "min", 3),)
-    assert with_best([KeepLast(1)], None) == (KeepLast(1),)
-    assert with_best([], low) == ()
+    low, high = BestRule("loss", "min"), BestRule("acc", "max")
+    assert with_best([KeepLast(1)], [low]) == (KeepLast(1), KeepBest("loss", "min"))
+    assert with_best([KeepLast(1), KeepBest("loss", "max")], [low])[2:] == (KeepBest("loss", "min"),)
+    assert with_best([KeepBest("loss", "min", 3)], [low]) == (KeepBest("loss", "min", 3),)
+    assert with_best([KeepBest("loss", "min", 3)], [low, high])[1:] == (KeepBest("acc", "max"),)
+    assert with_best([KeepLast(1)], ()) == (KeepLast(1),)
+    assert with_best([], [low]) == ()

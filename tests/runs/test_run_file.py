@@ -13,6 +13,7 @@ from holdfast.runs.run_file import (
     EpochMetrics,
     RunFile,
     parse_best,
+    parse_bests,
     read_pins,
     read_run_file,
     remove_pin,
@@ -28,6 +29,7 @@ RUN = RunFile(
     keep="last:2 best:1",
     save="1ep 15min",
     uncommitted=(EpochMetrics(10, 1, {"val_loss": math.inf}), EpochMetrics(20, None, {"acc": None})),
+    branch=40,
 )
 
 
@@ -68,6 +70,22 @@ def test_best_rules() -> None:
     for text in ("val_loss", "val_loss:low", ":min", "", "min"):
         with pytest.raises(ArgumentError, match="write METRIC:min or METRIC:max"):
             parse_best(text)
+
+
+def test_several_best_rules() -> None:
+    loss, acc = BestRule("val_loss", "min"), BestRule("val_acc", "max")
+    assert parse_bests("val_loss:min") == (loss,)
+    assert parse_bests("val_loss:min  val_acc:max ") == (loss, acc)
+    assert parse_bests(["val_acc:max", "val_loss:min"]) == (acc, loss)
+    assert parse_bests(("val_loss:min val_acc:max",)) == (loss, acc)
+    nothing: tuple[str | list[str], ...] = ("", " ", [])
+    for text in nothing:
+        with pytest.raises(ArgumentError, match="best= has no rule: write METRIC:min or METRIC:max"):
+            parse_bests(text)
+    with pytest.raises(ArgumentError, match="'val_loss' does not say which value is best"):
+        parse_bests("val_loss val_acc:max")
+    with pytest.raises(ArgumentError, match="has two rules for val_loss: say which one is meant"):
+        parse_bests("val_loss:min val_acc:max val_loss:max")
 
 
 def test_pins(root: Path) -> None:

@@ -358,11 +358,11 @@ def test_fsync_is_not_tried_again(tmp_path: Path) -> None:
 def test_staging_a_folder(tmp_path: Path, durable: bool) -> None:
     (tmp_path / "shard").write_bytes(b"frozen")
     with StagedFolder(tmp_path / "run", "step-1", durable=durable) as folder:
-        with folder.file("model", mode=0o444) as staged:
+        with folder.file("model", shard=True) as staged:
             assert staged.path == str(tmp_path / "run" / "step-1" / "model")
             staged.write([WriteRequest(0, b"weights")])
         folder.write_bytes("manifest", b"{}")
-        assert folder.link(tmp_path / "shard", "shard")
+        assert folder.share(tmp_path / "shard", "shard")
         assert names(tmp_path / "run") == [".step-1.partial"]
         folder.commit()
     assert names(tmp_path / "run") == ["step-1"]
@@ -438,7 +438,7 @@ def test_plain_names_only(tmp_path: Path, name: str) -> None:
         with pytest.raises(ArgumentError, match="is not a plain file name"):
             folder.write_bytes(name, b"")
         with pytest.raises(ArgumentError, match="is not a plain file name"):
-            folder.link(tmp_path / "a", name)
+            folder.share(tmp_path / "a", name)
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
@@ -450,7 +450,7 @@ def test_where_links_do_not_work_it_copies(tmp_path: Path, code: int) -> None:
     (tmp_path / "shard").write_bytes(b"frozen")
     os.chmod(tmp_path / "shard", 0o440)
     with StagedFolder(tmp_path, "step-1", syscalls=NoLinks()) as folder:
-        assert not folder.link(tmp_path / "shard", "copy")
+        assert not folder.share(tmp_path / "shard", "copy")
         folder.commit()
     copy = tmp_path / "step-1" / "copy"
     assert copy.read_bytes() == b"frozen"
@@ -461,7 +461,7 @@ def test_where_links_do_not_work_it_copies(tmp_path: Path, code: int) -> None:
 def test_linking_what_is_not_there(tmp_path: Path) -> None:
     folder = StagedFolder(tmp_path, "step-1")
     with pytest.raises(StorageError, match=r"linking `.*none` there failed: No such file or directory"):
-        folder.link(tmp_path / "none", "shard")
+        folder.share(tmp_path / "none", "shard")
     folder.abandon()
     assert names(tmp_path) == []
 

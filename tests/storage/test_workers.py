@@ -67,7 +67,7 @@ def test_blocks_are_kept_for_each_thread_and_never_lent_twice() -> None:
     with lent_block() as first:
         with lent_block() as second:
             assert second is not first
-        assert first.nbytes == second.nbytes == BLOCK
+        assert first.nbytes == second.nbytes >= BLOCK
     with lent_block() as again:
         assert again is first
 

@@ -525,6 +525,7 @@ def test_reports_are_tables_and_dicts(tmp_path: Path) -> None:
 
 
 def test_the_module_has_these_names() -> None:
-    assert set(surgery.__all__) == {"Rewritten", "average", "extract", "merge", "rename", "strip"}
+    names = {"AdoptReport", "Rewritten", "adopt", "average", "extract", "merge", "rename", "strip"}
+    assert set(surgery.__all__) == names
     with pytest.raises(AttributeError, match="renme"):
         _ = surgery.renme  # type: ignore[attr-defined]

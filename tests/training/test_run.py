@@ -124,6 +124,11 @@ def test_a_new_best_is_committed_at_once_and_survives_a_restart(run_dir: Path) -
     assert [line.epoch for line in lost.uncommitted] == [1, 3]
 
 
+def test_the_commit_at_the_end_has_the_metrics_of_its_epoch(run_dir: Path) -> None:
+    train(run_dir, 2, metrics=[3.0, 2.0], save="100ep")
+    assert [one.manifest.metrics for one in scan(run_dir).readable if one.manifest] == [{"loss": 2.0}]
+
+
 def test_keep_deletes_the_rest_after_each_commit(run_dir: Path) -> None:
     train(run_dir, 5, metrics=[3, 1, 2, 5, 4], best="loss:min", keep="last:2 best:1", save="1ep")
     assert steps(run_dir) == [10, 20, 25]
@@ -311,7 +316,8 @@ def test_an_object_without_state_dict_is_refused_at_the_start(run_dir: Path) -> 
         ({"save": " "}, "save= has no rule"),
         ({"keep": "latest"}, "latest"),
         ({"best": "loss"}, "does not say which value is best"),
-        ({"background": True}, "background= is not in this version; leave it out"),
+        ({"background": "fast"}, "'fast' is none of copy, check, wait, skip and coalesce"),
+        ({"background": "skip wait"}, "one of wait, skip and coalesce"),
         ({"rng": 3, "args": nn.Linear}, "`args`: a value of type type can't be stored"),
     ],
 )

@@ -96,3 +96,88 @@ def test_without_the_rule_signals_are_left_alone(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys.modules[__name__], "SCRIPT", SCRIPT.replace('"100ep signal"', '"100ep"'))
     told = run(tmp_path / "run", "body3", signal.SIGTERM)
     assert told.returncode == -signal.SIGTERM
+
+
+GROUP = """
+import sys, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+import holdfast
+
+root, where = sys.argv[1:]
+class Slow(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        if where == "drawing" and index == 4:
+            print("ready", flush=True)
+            time.sleep(60)
+        return torch.full((2,), float(index))
+def tell():
+    print("ready", flush=True)
+    end = time.monotonic() + 1.0  # workers that do not survive it are dead by then
+    while time.monotonic() < end:
+        time.sleep(0.05)
+net = nn.Linear(2, 1)
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+loader = DataLoader(Slow(), num_workers=2, prefetch_factor=1, persistent_workers=True)
+with holdfast.Run(root, model=net, opt=opt, save="100ep signal") as run:
+    for epoch in run.epochs(2):
+        for item in run.batches(loader):
+            net(item).sum().backward()
+            if where == "body" and run.position.step == 4:
+                tell()
+            opt.step()
+            opt.zero_grad()
+        if where == "evaluation":
+            tell()
+        run.end(epoch)
+"""
+"""A training with loader workers, for signals that every process of it gets, as from a terminal or a cluster."""
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "step"),
+    [
+        ("body", signal.SIGINT, 5),
+        ("body", signal.SIGTERM, 5),
+        ("evaluation", signal.SIGUSR1, 8),
+        ("evaluation", signal.SIGTERM, 8),
+        ("drawing", signal.SIGTERM, 4),
+    ],
+)
+def test_loader_workers_that_get_the_signal_too_do_not_break_the_save(
+    where: str, number: signal.Signals, step: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", GROUP, str(tmp_path / "run"), where]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, env=dict(os.environ), **pipes) as training:
+        assert training.stdout is not None
+        assert training.stdout.readline() == "ready\n"
+        os.killpg(training.pid, number)
+        _, errors = training.communicate(timeout=60)
+    assert training.returncode == 128 + number, errors
+    assert errors.count("saving, then leaving") == 1, "workers save nothing"
+    assert [one.step for one in scan(tmp_path / "run").readable] == [step]
+
+
+OVER = """
+import os, signal, sys
+from torch import nn
+import holdfast
+
+def mine(number, frame):
+    print("mine", flush=True)
+with holdfast.Run(sys.argv[1], model=nn.Linear(1, 1), save="signal") as run:
+    for epoch in run.epochs(1):
+        list(run.batches(range(2)))
+        signal.signal(signal.SIGUSR1, mine)
+print(signal.getsignal(signal.SIGUSR1) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+
+
+def test_a_handler_that_was_put_over_the_runs_stays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OVER, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
+    assert done.stdout == "True True\n", done.stderr

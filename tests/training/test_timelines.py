@@ -61,6 +61,7 @@ def test_the_same_words_again_do_not_go_back_again(run_dir: Path, caplog: pytest
     again = train(run_dir, 4, resume="@step=2")  # killed and started by the same command
     assert steps(run_dir) == [2, 4, 6, 8]
     assert torch.equal(again["model"].weight, whole)
+    assert len(os.listdir(run_dir / "superseded")) == 3  # of the first time
 
 
 def test_a_fresh_start_keeps_what_was(run_dir: Path) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import click
 import msgspec
 
+from holdfast.cli.ls import total_text
 from holdfast.cli.output import coloured, say, say_json, say_table
 from holdfast.errors import FormatError, NotFound
 from holdfast.runs.catalog import Catalog, Choice, Listed, choose_resume
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.moves import read_reason
 from holdfast.runs.retention import keep_text
-from holdfast.runs.standing import Standing, scan_run, standing
+from holdfast.runs.standing import LEFT, Standing, scan_run, standing
 from holdfast.state.paths import printable
 
-_LEFT = "the run went back to an earlier step, and this is the future that it left"
 _PARTIAL = "its save or its deletion did not finish; the next writer of the run removes it"
 
 
@@ -51,21 +51,12 @@ def _opened(catalog: Catalog) -> Catalog:
     return catalog
 
 
-def _standing_of(run: Standing, listed: Listed) -> tuple[str, tuple[str, ...]]:
-    """What the next prune does with a checkpoint, and why."""
-    decision = run.decisions.get(listed.step)
-    if decision is None:
-        pinned = tuple(f"pinned as {name}" for name in run.pins_of(listed.step))
-        return "kept", ("the run has no retention rules: all are kept", *pinned)
-    return "kept" if decision.keep else "goes with the next prune", decision.reasons
-
-
 def _set_aside(catalog: Catalog) -> list[tuple[str, str, str]]:
     """(kind, name, why) of what is no checkpoint of the run now."""
     return [
         *(("partial", f"step {step}", _PARTIAL) for step in catalog.partial),
         *(("quarantined", printable(name), printable(read_reason(catalog.root, name))) for name in catalog.quarantined),
-        *(("superseded", printable(name), _LEFT) for name in catalog.superseded),
+        *(("superseded", printable(name), LEFT) for name in catalog.superseded),
     ]
 
 
@@ -73,16 +64,22 @@ def _as_json(run: Standing, choice: Choice) -> dict[str, Any]:
     return {
         "run": run.catalog.root,
         "resume": {"step": choice.step, "stops": choice.stops, "reasons": list(choice.reasons)},
-        "best": {
-            "rule": str(run.rules.best) if run.rules.best else None,
-            "step": run.best.step if run.best else None,
-        },
+        "best": [{"rule": str(rule), "step": top.step if top else None} for rule, top in run.best],
         "keep": keep_text(run.rules.keep) or None,
+        "size": run.catalog.size,
+        "budget": run.rules.budget,
         "pins": run.pins,
         "checkpoints": [
-            {"step": one.step, "problem": one.problem, "standing": word, "reasons": list(reasons)}
+            {
+                "step": one.step,
+                "problem": one.problem,
+                "size": one.size if one.manifest else None,
+                "best": [str(rule) for rule in run.best_by(one.step)],
+                "standing": word,
+                "reasons": list(reasons),
+            }
             for one in run.catalog.checkpoints
-            for word, reasons in [_standing_of(run, one)]
+            for word, reasons in [run.verdict(one.step)]
         ],
         "set_aside": [{"kind": kind, "name": name, "why": why} for kind, name, why in _set_aside(run.catalog)],
         "notes": list(run.notes),
@@ -95,11 +92,11 @@ def _print(run: Standing, choice: Choice) -> None:
     say(f"{printable(run.catalog.root)}: a training {start}")
     for reason in choice.reasons:
         say(f"  {reason}")
-    best = run.rules.best
-    if best is not None:
-        found = "no checkpoint has a number for it" if run.best is None else f"step {run.best.step}"
-        say(f"best by {printable(str(best))}: {found}")
+    for rule, top in run.best:
+        found = "no checkpoint has a number for it" if top is None else f"step {top.step}"
+        say(f"best by {printable(str(rule))}: {found}")
     say(f"retention: {printable(keep_text(run.rules.keep)) or 'no rules, all are kept'}")
+    say(f"size: {total_text(run)}")
     if run.catalog.checkpoints:
         say()
         say_table(["step", "", "why"], [_row(run, listed) for listed in run.catalog.checkpoints], right=(0,))
@@ -112,5 +109,5 @@ def _print(run: Standing, choice: Choice) -> None:
 
 
 def _row(run: Standing, listed: Listed) -> list[str]:
-    word, reasons = _standing_of(run, listed)
+    word, reasons = run.verdict(listed.step)
     return [str(listed.step), word, "; ".join(reasons)]

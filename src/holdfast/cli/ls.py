@@ -10,6 +10,7 @@ import click
 from holdfast.cli.output import age_text, coloured, say, say_json, say_table, size_text
 from holdfast.runs.catalog import Listed
 from holdfast.runs.manifest import metrics_to_json
+from holdfast.runs.moves import read_reason
 from holdfast.runs.standing import Standing, scan_run, standing
 from holdfast.state.paths import printable
 
@@ -20,7 +21,7 @@ _METRICS = 6
 @click.argument("folder", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(folder: str, as_json: bool) -> None:
-    """List the checkpoints of the run DIR: position, age, size, metrics, and why each is kept."""
+    """List the checkpoints of the run DIR: position, age, size, metrics, which is best, and why each is kept."""
     now = datetime.datetime.now(datetime.UTC)
     run = standing(scan_run(folder), now)
     if as_json:
@@ -30,12 +31,15 @@ def command(folder: str, as_json: bool) -> None:
 
 
 def _as_json(run: Standing) -> dict[str, Any]:
+    quarantined = run.catalog.quarantined
     return {
         "run": run.catalog.root,
         "checkpoints": [_row_json(run, listed) for listed in run.catalog.checkpoints],
         "partial": list(run.catalog.partial),
-        "quarantined": list(run.catalog.quarantined),
+        "quarantined": [{"name": name, "reason": read_reason(run.catalog.root, name)} for name in quarantined],
         "superseded": list(run.catalog.superseded),
+        "size": run.catalog.size,
+        "budget": run.rules.budget,
         "notes": list(run.notes),
     }
 
@@ -51,7 +55,7 @@ def _row_json(run: Standing, listed: Listed) -> dict[str, Any]:
         "time": manifest.time.isoformat() if manifest else None,
         "size": listed.size if manifest else None,
         "metrics": metrics_to_json(manifest.metrics) if manifest else {},
-        "best": listed is run.best,
+        "best": [str(rule) for rule in run.best_by(listed.step)],
         "pins": list(run.pins_of(listed.step)),
         "kept": list(_kept(run, listed)),
     }
@@ -71,6 +75,7 @@ def _print(run: Standing, now: datetime.datetime) -> None:
     if catalog.checkpoints:
         right = (0, *range(2, 4 + len(shown)))
         say_table(header, [_cells(run, listed, shown, now) for listed in catalog.checkpoints], right=right)
+        say(total_text(run))
     else:
         say(f"{printable(catalog.root)}: no checkpoint yet")
     if len(names) > len(shown):
@@ -80,16 +85,25 @@ def _print(run: Standing, now: datetime.datetime) -> None:
             say(coloured(f"damaged: step {listed.step}: {listed.problem}", "red"))
     for step in catalog.partial:
         say(f"partial: step {step} was never committed; the next writer of the run removes it")
-    for title, moved in (("quarantined", catalog.quarantined), ("superseded", catalog.superseded)):
-        if moved:
-            say(f"{title}: {', '.join(printable(name) for name in moved)}")
+    for name in catalog.quarantined:
+        say(f"quarantined: {printable(name)}: {printable(read_reason(catalog.root, name))}")
+    if catalog.superseded:
+        say(f"superseded: {', '.join(printable(name) for name in catalog.superseded)}")
     for note in run.notes:
         say(coloured(note, "yellow"))
 
 
+def total_text(run: Standing) -> str:
+    """``3 checkpoints, 1.5 GB of 50 GB``, the budget where the run's rules have one."""
+    count = len(run.catalog.checkpoints)
+    budget = "" if run.rules.budget is None else f" of {size_text(run.rules.budget)}"
+    return f"{count} checkpoint{'' if count == 1 else 's'}, {size_text(run.catalog.size)}{budget}"
+
+
 def _cells(run: Standing, listed: Listed, metrics: list[str], now: datetime.datetime) -> list[str]:
     manifest = listed.manifest
-    marks = [*(["damaged"] if manifest is None else []), *(["best"] if listed is run.best else [])]
+    marks = ["damaged"] if manifest is None else []
+    marks += [f"best by {printable(str(rule))}" for rule in run.best_by(listed.step)]
     status = "; ".join([*marks, *(f"pin {name}" for name in run.pins_of(listed.step))])
     if manifest is None:
         return [str(listed.step), "", "", "", *("" for _ in metrics), status, ""]

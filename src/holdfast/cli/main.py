@@ -17,6 +17,7 @@ from holdfast.errors import HoldfastError
 USAGE = 3
 INTERRUPTED = 130
 VERBS = {
+    "adopt": "a run that resumes, out of a folder of old checkpoints",
     "average": "the average of several checkpoints' weights",
     "check": "whether a file fits a model, changing nothing",
     "convert": "one file as another, proved equal",
@@ -28,6 +29,7 @@ VERBS = {
     "merge": "several files as one",
     "path": "the folder that a reference names",
     "pin": "a name under which a checkpoint is kept",
+    "prove": "whether a training that is killed and resumed ends with the same bits",
     "prune": "delete the checkpoints that no rule keeps",
     "rename": "a file with other names for its weights",
     "rescue": "the weights out of a whole pickled module",

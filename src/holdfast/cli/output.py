@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+from holdfast.runs.sizes import size_text as size_text
 
 
 def say(text: str = "") -> None:
@@ -46,14 +46,6 @@ def say_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Se
 def coloured(text: str, colour: str) -> str:
     """``text`` in a colour, on a terminal that has not said NO_COLOR (https://no-color.org)."""
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
-
-
-def size_text(count: int) -> str:
-    """``1.5 GB``: decimal units, three digits."""
-    value, unit = float(count), 0
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
 
 
 def age_text(seconds: float) -> str:

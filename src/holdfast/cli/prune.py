@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -12,9 +12,9 @@ from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.runs.catalog import Catalog
 from holdfast.runs.lock import RunLock
 from holdfast.runs.moves import prune, sweep_run
-from holdfast.runs.retention import Decision, plan_prune
+from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
 from holdfast.runs.run_file import read_pins
-from holdfast.runs.standing import read_rules, scan_run
+from holdfast.runs.standing import Rules, read_rules, scan_run
 from holdfast.runs.verify import verify
 from holdfast.state.paths import printable
 
@@ -31,22 +31,38 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
     The newest is verified before the first is deleted. A run that a training is writing is not touched: exit code 5.
     """
     if dry_run:
-        catalog, decisions = _plan(folder, keep)
+        plan = _plan(folder, keep)
     else:
         scan_run(folder)  # before the lock, which would make a folder that is not there
         with RunLock(folder):
-            catalog, decisions = _plan(folder, keep)
-            if not all(one.keep for one in decisions):
-                _check_newest(catalog)
-            prune(catalog, decisions)
+            plan = _plan(folder, keep)
+            if not all(one.keep for one in plan.decisions):
+                _check_newest(plan.catalog)
+            prune(plan.catalog, plan.decisions)
             sweep_run(folder)  # what killed writers left: this process holds the lock
     if as_json:
-        say_json(_as_json(catalog, decisions, dry_run=dry_run))
+        say_json(_as_json(plan, dry_run=dry_run))
     else:
-        _print(catalog, decisions, dry_run=dry_run)
+        _print(plan, dry_run=dry_run)
 
 
-def _plan(folder: str, keep: str | None) -> tuple[Catalog, list[Decision]]:
+class _Plan(NamedTuple):
+    catalog: Catalog
+    rules: Rules
+    decisions: list[Decision]
+
+    @property
+    def left(self) -> int:
+        """Bytes of what stays."""
+        return kept_bytes(self.catalog.checkpoints, self.decisions)
+
+    def size(self, step: int) -> int | None:
+        """Bytes of one checkpoint, as its manifest says; None when it can't be read."""
+        listed = self.catalog.find(step)
+        return listed.size if listed and listed.manifest else None
+
+
+def _plan(folder: str, keep: str | None) -> _Plan:
     catalog = scan_run(folder)
     rules = read_rules(folder, keep)
     if not rules.keep:
@@ -56,7 +72,7 @@ def _plan(folder: str, keep: str | None) -> tuple[Catalog, list[Decision]]:
             file=folder,
         )
     now = datetime.datetime.now(datetime.UTC)
-    return catalog, plan_prune(catalog.checkpoints, rules.keep, now, pins=read_pins(folder))
+    return _Plan(catalog, rules, plan_prune(catalog.checkpoints, rules.keep, now, pins=read_pins(folder)))
 
 
 def _check_newest(catalog: Catalog) -> None:
@@ -73,31 +89,45 @@ def _check_newest(catalog: Catalog) -> None:
         )
 
 
-def _as_json(catalog: Catalog, decisions: list[Decision], *, dry_run: bool) -> dict[str, Any]:
+def _as_json(plan: _Plan, *, dry_run: bool) -> dict[str, Any]:
     return {
-        "run": catalog.root,
+        "run": plan.catalog.root,
         "dry_run": dry_run,
-        "decisions": [{"step": one.step, "keep": one.keep, "reasons": list(one.reasons)} for one in decisions],
-        "deleted": [] if dry_run else [one.step for one in decisions if not one.keep],
-        "bytes": _bytes(catalog, decisions),
+        "keep": keep_text(plan.rules.keep),
+        "budget": plan.rules.budget,
+        "decisions": [
+            {"step": one.step, "keep": one.keep, "size": plan.size(one.step), "reasons": list(one.reasons)}
+            for one in plan.decisions
+        ],
+        "deleted": [] if dry_run else [one.step for one in plan.decisions if not one.keep],
+        "bytes": plan.catalog.size - plan.left,
+        "left": plan.left,
     }
 
 
-def _print(catalog: Catalog, decisions: list[Decision], *, dry_run: bool) -> None:
-    if decisions:
-        rows = [[str(one.step), _word(one, dry_run=dry_run), "; ".join(one.reasons)] for one in decisions]
-        say_table(["step", "", "why"], rows, right=(0,))
-    count = sum(not one.keep for one in decisions)
+def _print(plan: _Plan, *, dry_run: bool) -> None:
+    if plan.decisions:
+        rows = [
+            [
+                str(one.step),
+                "" if (size := plan.size(one.step)) is None else size_text(size),
+                _word(one, dry_run=dry_run),
+                "; ".join(one.reasons),
+            ]
+            for one in plan.decisions
+        ]
+        say_table(["step", "size", "", "why"], rows, right=(0, 1))
+    count = sum(not one.keep for one in plan.decisions)
     done = "would be deleted" if dry_run else "deleted"
-    total = f"{count} of {len(decisions)} checkpoints {done}, {size_text(_bytes(catalog, decisions))}"
+    budget = "" if plan.rules.budget is None else f" of {size_text(plan.rules.budget)}"
+    total = (
+        f"{count} of {len(plan.decisions)} checkpoints {done}, {size_text(plan.catalog.size - plan.left)}; "
+        f"{size_text(plan.left)}{budget} {'would stay' if dry_run else 'stay'}"
+    )
     say(coloured(total, "yellow") if count and not dry_run else total)
+    if count and dry_run:
+        say("the newest is verified before the first is deleted")
 
 
 def _word(decision: Decision, *, dry_run: bool) -> str:
     return "kept" if decision.keep else "would be deleted" if dry_run else "deleted"
-
-
-def _bytes(catalog: Catalog, decisions: list[Decision]) -> int:
-    """What the deleted ones hold, as their manifests say."""
-    gone = {one.step for one in decisions if not one.keep}
-    return sum(one.size for one in catalog.checkpoints if one.step in gone)

@@ -37,6 +37,33 @@ class SchedulerPart(StatefulPart):
             )
 
 
+class ScalerPart(StatefulPart):
+    """A GradScaler. On an accelerator ``state_dict()`` would wait for the device, twice, with ``item()``."""
+
+    def capture(self) -> Any:
+        scaler = self.obj
+        if not scaler.is_enabled() or scaler._scale is None or _is_near(scaler._scale):
+            return scaler.state_dict()
+        return {
+            "scale": scaler._scale,
+            "growth_factor": scaler.get_growth_factor(),
+            "backoff_factor": scaler.get_backoff_factor(),
+            "growth_interval": scaler.get_growth_interval(),
+            "_growth_tracker": scaler._growth_tracker,
+        }
+
+    def assign(self, state: Any) -> None:
+        numbers = {
+            name: value.item() if isinstance(value, torch.Tensor) else value for name, value in dict(state).items()
+        }
+        self.obj.load_state_dict(numbers)
+
+
+def _is_near(tensor: torch.Tensor) -> bool:
+    """Whether reading a value takes no wait for a device."""
+    return tensor.is_cpu
+
+
 def is_object(value: Any) -> bool:
     """Whether ``value`` is a live object that is saved by its state, not a plain value."""
     if isinstance(value, type):
@@ -61,6 +88,8 @@ def adapt(value: Any, name: str, names: dict[int, str]) -> StatefulPart:
         return OptimizerPart(value, names)
     if isinstance(value, torch.Generator):
         return GeneratorPart(value)
+    if isinstance(value, torch.amp.GradScaler):
+        return ScalerPart(value)
     if not is_object(value):
         raise ArgumentError(
             f"`{name}` is a {class_name(value).removeprefix('builtins.')}, which has no state_dict() and "

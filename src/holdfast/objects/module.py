@@ -75,6 +75,11 @@ class ModulePart(StatefulPart):
             if isinstance(value, torch.Tensor) and not is_lazy(value)
         }
 
+    def groups(self) -> dict[str, str]:
+        """What changes less often than the trained parameters: ``frozen`` parameters and ``buffers``, by name."""
+        frozen = {name: "frozen" for name, value in self.obj.named_parameters() if not value.requires_grad}
+        return frozen | {name: "buffers" for name, _ in self.obj.named_buffers()}
+
     def has_own_loader(self) -> bool:
         """Whether loading is more than copying by name: hooks, extra state, or overridden methods somewhere inside."""
         return any(_loads_itself(module) for module in self.obj.modules())

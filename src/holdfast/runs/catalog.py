@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -57,6 +57,11 @@ class Catalog(msgspec.Struct, frozen=True):
         """The checkpoints whose manifest is good, ordered by step."""
         return tuple(one for one in self.checkpoints if one.manifest is not None)
 
+    @property
+    def size(self) -> int:
+        """What all its checkpoints hold, as their manifests say, each in full: files that they share count again."""
+        return sum(one.size for one in self.checkpoints)
+
     def find(self, step: int) -> Listed | None:
         """The checkpoint of that step, readable or not."""
         return next((one for one in self.checkpoints if one.step == step), None)
@@ -86,6 +91,16 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
             return any(parse_step(item.name) is not None for item in found)
     except OSError:
         return False
+
+
+def newest_step(root: str | os.PathLike[str]) -> int | None:
+    """The highest step that has a folder, by names alone; None when there is none.
+
+    Raises:
+        NotFound: there is no such folder.
+        StorageError: it can't be read.
+    """
+    return max((step for name in names_in(os.fspath(root)) if (step := parse_step(name)) is not None), default=None)
 
 
 def scan(root: str | os.PathLike[str]) -> Catalog:
@@ -132,6 +147,19 @@ def best(checkpoints: Sequence[Listed], rule: BestRule) -> Listed | None:
     """
     ranked = by_metric(checkpoints, rule)
     return ranked[0] if ranked else None
+
+
+def beaten(checkpoints: Sequence[Listed], rules: Sequence[BestRule], metrics: Mapping[str, float]) -> list[BestRule]:
+    """The rules by which new metrics are at least as good as those of every checkpoint; NaN beats nothing."""
+    found = []
+    for rule in rules:
+        value, top = metrics.get(rule.metric), best(checkpoints, rule)
+        old = None if top is None else metric_of(top, rule.metric)
+        if value is None or value != value:
+            continue
+        if old is None or (value <= old if rule.mode == "min" else value >= old):
+            found.append(rule)
+    return found
 
 
 def by_metric(checkpoints: Sequence[Listed], rule: BestRule) -> list[Listed]:

@@ -1,90 +1,25 @@
-"""One committed step: written into a staged folder, opened as a container.
-
-The order in the folder is containers, entries.json, state.json, manifest.json: the manifest names the digest of each
-other file and stands last, so a folder with a good manifest is whole.
-"""
+"""One committed step, opened as a container."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from holdfast.errors import CorruptFile, NotFound
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
-from holdfast.formats.packing import Packed
-from holdfast.formats.safetensors import write_tensors
 from holdfast.runs.entries import (
     ENTRIES_LIMIT,
     STATE_LIMIT,
     decode_entries,
     decode_state,
-    encode_entries,
-    encode_state,
     owner_key,
 )
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
-from holdfast.runs.manifest import FileRecord, Manifest, encode, read_manifest, read_small
-from holdfast.runs.placing import Stored, entries, place
-from holdfast.spec import Entry, TensorSpec
+from holdfast.runs.manifest import FileRecord, read_manifest, read_small
+from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
-from holdfast.storage.atomic import StagedFolder
-from holdfast.storage.digest import check_digest, digest_bytes
+from holdfast.storage.digest import check_digest
 from holdfast.storage.source import FileSource, open_source
-
-
-def write_checkpoint(folder: StagedFolder, document: Document, manifest: Manifest) -> Manifest:
-    """Writes a document into a folder that is being staged; the caller commits it.
-
-    Args:
-        folder: where; nothing of it is visible before its ``commit``.
-        document: the tree, one key for each object, and what is known of the objects.
-        manifest: run, step, epoch, batch, time, metrics and environment; files, objects and metadata are filled in.
-
-    Returns:
-        The manifest as it was written.
-
-    Raises:
-        StorageError: the disk is full or failed.
-        ArgumentError: the tree or the manifest can't be written.
-    """
-    placement = place(document.tree)
-    files: dict[str, FileRecord] = {}
-    stored: dict[tuple[str, str], Stored] = {}
-    for file, packed in placement.containers.items():
-        files[file] = _write_container(folder, file, packed, stored)
-    counter = iter(range(len(placement.members)))
-    for name, data in (
-        (ENTRIES, encode_entries(entries(placement, stored))),
-        (STATE, encode_state(document.tree, lambda _: next(counter))),
-    ):
-        folder.write_bytes(name, data)
-        files[name] = FileRecord(len(data), digest_bytes(data))
-    complete = msgspec.structs.replace(manifest, files=files, objects=document.objects, metadata=document.metadata)
-    folder.write_bytes(MANIFEST, encode(complete))
-    return complete
-
-
-def _write_container(
-    folder: StagedFolder, file: str, packed: Sequence[Packed], stored: dict[tuple[str, str], Stored]
-) -> FileRecord:
-    with folder.file(file) as staged:
-        written = write_tensors(staged, [(entry.name, _as_tensor(entry)) for entry in packed])
-        for one in written:
-            stored[file, one.name] = Stored(one.offset, one.length, one.chunks)
-        head = min((one.offset for one in written), default=staged.size)
-        header = FileSource(staged.fd, name=staged.path)
-        try:
-            return FileRecord(staged.size, digest_bytes(header.read(0, head)), head)
-        finally:
-            header.close()
-
-
-def _as_tensor(packed: Packed) -> StoredTensor:
-    spec = TensorSpec(packed.dtype, packed.shape)
-    return StoredTensor(spec, Segment(packed.source, packed.start, packed.length, packed.name))
 
 
 class Checkpoint(Container):

@@ -37,11 +37,13 @@ class FileRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
         digest: ``xxh3-128:`` and hex, of the first ``head`` bytes.
         head: bytes that ``digest`` covers; None for all. In a container these are its header, and the rest is covered
             by the chunk digests of ``entries.json``.
+        links: checkpoints in a row that share this file with the one before them; 0 where it was written anew.
     """
 
     size: int
     digest: str
     head: int | None = None
+    links: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -127,15 +129,12 @@ def decode(data: bytes, file: str) -> Manifest:
         UnknownFormat: a newer holdfast wrote it.
         CorruptFile: it is cut short, changed, or says what can't be.
     """
-    wire = decode_versioned(data, _Wire, file)
-    body, recorded = _split_digest(data, file)
-    found = digest_bytes(body)
-    if found != recorded:
-        raise CorruptFile(
-            f"`{printable(file)}`: has digest {found}, it says {printable(recorded)}: it was changed after it was "
-            "written",
-            file=file,
-        )
+    try:
+        wire = decode_versioned(data, _Wire, file)
+    except UnknownFormat:
+        _check_own_digest(data, file)  # a version that was damaged is damage, and no newer version
+        raise
+    _check_own_digest(data, file)
     manifest = Manifest(
         run=wire.run,
         step=wire.step,
@@ -206,6 +205,17 @@ def check_version(version: int, file: str) -> None:
         raise UnknownFormat(
             f"`{printable(file)}`: has format version {version}, this holdfast reads version {VERSION}; "
             "read it with the holdfast that wrote it, or a newer one",
+            file=file,
+        )
+
+
+def _check_own_digest(data: bytes, file: str) -> None:
+    body, recorded = _split_digest(data, file)
+    found = digest_bytes(body)
+    if found != recorded:
+        raise CorruptFile(
+            f"`{printable(file)}`: has digest {found}, it says {printable(recorded)}: it was changed after it was "
+            "written",
             file=file,
         )
 

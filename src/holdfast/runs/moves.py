@@ -13,23 +13,34 @@ from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps, loads
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
+from holdfast.storage.syscalls import LOCAL, Syscalls
 
 _REASON_LIMIT = 64 << 10
 
 
-def prune(catalog: Catalog, decisions: Sequence[Decision]) -> list[int]:
+def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls = LOCAL) -> list[int]:
     """Deletes what the decisions do not keep, oldest first, after what an earlier prune could not delete to its end.
+
+    Each loses its name first, durably, and then its files: a crash at any moment leaves whole checkpoints and one
+    ``.step-N.deleting`` at most, which the next writer of the run removes. One that can't be deleted is passed over, so
+    that it does not fill the disk with all the others.
+
+    No bytes are read here, so the caller must know that the newest is good, the one that always stays. A run prunes
+    behind its own commit: there the newest is what it wrote and flushed moments before, or proved to be good when it
+    linked it, and nothing is saved behind a later step. ``holdfast prune`` comes at any time, and verifies the newest
+    first.
 
     Args:
         catalog: of the run, from which the decisions were made.
         decisions: of :func:`~holdfast.runs.retention.plan_prune`.
+        syscalls: what changes the disk.
 
     Returns:
         The steps that are gone.
 
     Raises:
         ArgumentError: the decisions would leave no readable checkpoint; nothing was deleted.
-        StorageError: a folder can't be deleted; those before it are gone.
+        StorageError: some can't be deleted; the others are gone.
     """
     doomed = sorted(decision.step for decision in decisions if not decision.keep)
     if doomed and all(one.step in doomed for one in catalog.readable):
@@ -38,8 +49,20 @@ def prune(catalog: Catalog, decisions: Sequence[Decision]) -> list[int]:
             "deleted",
             file=catalog.root,
         )
+    failures: list[StorageError] = []
     for step in [*_half_deleted(catalog), *doomed]:
-        remove_folder(os.path.join(catalog.root, step_name(step)))
+        try:
+            remove_folder(os.path.join(catalog.root, step_name(step)), syscalls=syscalls)
+        except NotFound:
+            continue  # someone else deleted it
+        except StorageError as reason:
+            failures.append(reason)
+    if failures:
+        raise StorageError(
+            f"`{printable(catalog.root)}`: {len(failures)} of {len(doomed)} checkpoints were not deleted, the others "
+            f"are gone: {failures[0]}",
+            file=catalog.root,
+        ) from failures[0]
     return doomed
 
 

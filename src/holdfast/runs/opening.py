@@ -11,6 +11,7 @@ from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
 from holdfast.runs.catalog import names_in
 from holdfast.runs.checkpoint import open_checkpoint
+from holdfast.runs.elsewhere import found_at
 from holdfast.runs.reference import FORMS, locate
 from holdfast.state.paths import printable
 from holdfast.storage.source import StreamSource
@@ -40,7 +41,7 @@ def open_any(f: Openable) -> Container:
     """
     if not isinstance(f, str | bytes | os.PathLike):
         return _open_stream(f)
-    path = os.fsdecode(f)
+    path = found_at(os.fsdecode(f))
     folder = locate(path)
     if folder is not None:
         return open_checkpoint(folder)

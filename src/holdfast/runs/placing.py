@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,7 @@ from holdfast.formats.packing import Packed, Reference, pack
 from holdfast.formats.safetensors_header import RESERVED
 from holdfast.formats.tensors import needed_bytes
 from holdfast.runs.entries import owner_key
-from holdfast.runs.layout import container_name
+from holdfast.runs.layout import INDEX_SUFFIX, container_name
 from holdfast.spec import Entry, Key, Path, TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
@@ -44,23 +45,37 @@ class Member(msgspec.Struct, eq=False):
     live_stride: tuple[int, ...] | None = None
 
 
+Groups = Mapping[Path, str]
+"""Parts of an object that change less often than the rest, by path: ``("model", "fc.weight")`` is ``frozen``."""
+_REST = "trained"
+SPLIT = 1 << 20
+"""Bytes that a group needs to get a file of its own."""
+
+
 class Placement(msgspec.Struct, eq=False):
     """What a tree becomes in a checkpoint's folder.
 
     Attributes:
         containers: by file name, what each holds.
         members: the tensor leaves, in the order of the tree; ``home`` is (file, name).
+        indexes: by file name, the containers that are one object, in the form of ``model.safetensors.index.json``.
     """
 
     containers: dict[str, list[Packed]]
     members: list[Member]
+    indexes: dict[str, dict[str, Any]]
 
 
-def place(tree: Tree) -> Placement:
+def place(tree: Tree, groups: Groups | None = None) -> Placement:
     """Decides files and names. Nothing is read.
 
     The bytes of ``model.fc.weight`` become ``fc.weight`` in ``model.safetensors``. What several objects share is stored
-    with the first of them.
+    with the first of them. An object with large groups becomes several files and an index:
+    ``model-frozen.safetensors``, ``model-trained.safetensors``, ``model.safetensors.index.json``.
+
+    Args:
+        tree: what is stored.
+        groups: what changes less often, by the first two keys of its path.
 
     Raises:
         ArgumentError: a leaf is no StoredTensor.
@@ -71,23 +86,71 @@ def place(tree: Tree) -> Placement:
             raise ArgumentError(f"`{dotted(path)}`: {type(leaf).__name__} is neither a plain value nor a stored tensor")
     packing = pack(tree)
     packed = {entry.name: entry for entry in packing.entries}
-    containers: dict[str, list[Packed]] = {}
-    homes: dict[str, tuple[str, str]] = {}
-    files: dict[str, str] = {}
     members: list[Member] = []
+    names: list[str] = []
+    owners: dict[str, tuple[str, str]] = {}
     paths: set[Path] = set()
     for path, leaf in found:
         member, name = _member(_unused(path, paths), leaf, packing.references[id(leaf)], packed)
-        if name not in homes:
-            key = str(path[0]) if path else "tensors"
-            if key not in files:
-                files[key] = container_name(key, {file.casefold() for file in files.values()})
-            homes[name] = (files[key], _below(name, key))
-            entry = msgspec.structs.replace(packed[name], name=homes[name][1])
-            containers.setdefault(files[key], []).append(entry)
-        member.home = homes[name]
         members.append(member)
-    return Placement(containers, members)
+        names.append(name)
+        owners.setdefault(name, (str(path[0]) if path else "tensors", (groups or {}).get(path[:2], _REST)))
+    files = _files(owners, packed)
+    homes: dict[str, tuple[str, str]] = {}
+    containers: dict[str, list[Packed]] = {}
+    for name, owner in owners.items():
+        homes[name] = (files[owner], _below(name, owner[0]))
+        containers.setdefault(files[owner], []).append(msgspec.structs.replace(packed[name], name=homes[name][1]))
+    for member, name in zip(members, names, strict=True):
+        member.home = homes[name]
+    return Placement(containers, members, _indexes(files, containers))
+
+
+def _files(owners: Mapping[str, tuple[str, str]], packed: Mapping[str, Packed]) -> dict[tuple[str, str], str]:
+    """The file for each (object, group): one for the object unless at least two of its groups are worth one."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, (key, group) in owners.items():
+        of_key = sizes.setdefault(key, {})
+        of_key[group] = of_key.get(group, 0) + packed[name].length
+    files: dict[tuple[str, str], str] = {}
+    taken: set[str] = set()
+
+    def file(stem: str) -> str:
+        name = container_name(stem, taken)
+        taken.add(name.casefold())
+        return name
+
+    for key, of_key in sizes.items():
+        large = [group for group in of_key if group != _REST and of_key[group] >= SPLIT]
+        if not large or len(of_key) == 1:
+            whole = file(key)
+            files |= {(key, group): whole for group in of_key}
+            continue
+        names = {group: file(f"{key}-{group}") for group in large}
+        rest = file(f"{key}-{_REST}") if len(of_key) > len(large) else ""
+        files |= {(key, group): names.get(group, rest) for group in of_key}
+    return files
+
+
+def _indexes(
+    files: Mapping[tuple[str, str], str], containers: Mapping[str, Sequence[Packed]]
+) -> dict[str, dict[str, Any]]:
+    """What tells plain readers which file holds which tensor of an object that has several."""
+    of_key: dict[str, dict[str, None]] = {}
+    for (key, _), file in files.items():
+        of_key.setdefault(key, {})[file] = None
+    indexes: dict[str, dict[str, Any]] = {}
+    taken: set[str] = set()
+    for key, several in of_key.items():
+        if len(several) > 1:
+            entries = {entry.name: (file, entry.length) for file in several for entry in containers[file]}
+            whole = container_name(key, taken)
+            taken.add(whole.casefold())
+            indexes[f"{whole}{INDEX_SUFFIX}"] = {
+                "metadata": {"total_size": sum(length for _, length in entries.values())},
+                "weight_map": {name: entries[name][0] for name in sorted(entries)},
+            }
+    return indexes
 
 
 def entries(placement: Placement, stored: Mapping[tuple[str, str], Stored]) -> list[Entry]:

@@ -10,8 +10,9 @@ import msgspec
 
 from holdfast.errors import ArgumentError, NotFound
 from holdfast.runs.catalog import Catalog, Listed, best, choose_resume, is_run, scan
+from holdfast.runs.elsewhere import found_at
 from holdfast.runs.layout import MANIFEST
-from holdfast.runs.run_file import BestRule, parse_best, read_pins, read_run_file
+from holdfast.runs.run_file import BestRule, parse_best, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
 
 FORMS = "@last, @best, @best:METRIC, @best:METRIC:max, @step=1000, @-2, @pin:NAME"
@@ -85,6 +86,7 @@ def locate(path: str) -> str | None:
     Raises:
         NotFound, ArgumentError: as :func:`parse` and :func:`resolve`.
     """
+    path = found_at(path)
     if os.path.isdir(path):
         if os.path.lexists(os.path.join(path, MANIFEST)):
             return path
@@ -94,7 +96,7 @@ def locate(path: str) -> str | None:
 
 
 def best_rule(root: str, text: str, catalog: Catalog) -> BestRule:
-    """The rule behind ``@best`` or ``@best:text``: as written, else the run's own.
+    """The rule behind ``@best`` or ``@best:text``: as written, else the run's first one, or that for the metric.
 
     Raises:
         ArgumentError: neither says whether low or high is good; the message names the metrics there are.
@@ -102,9 +104,9 @@ def best_rule(root: str, text: str, catalog: Catalog) -> BestRule:
     if text.endswith((":min", ":max")):
         return parse_best(text)
     run = read_run_file(root)
-    own = parse_best(run.best) if run is not None and run.best else None
-    if own is not None and text in ("", own.metric):
-        return own
+    for own in parse_bests(run.best) if run is not None and run.best else ():
+        if text in ("", own.metric):
+            return own
     metrics = sorted({name for one in catalog.readable if one.manifest for name in one.manifest.metrics})
     name = text or (metrics[0] if metrics else "METRIC")
     there = f"its metrics: {_listed(metrics)}" if metrics else "none of its checkpoints has a metric"

@@ -1,7 +1,8 @@
 """Retention: rules keep checkpoints, prune deletes the rest. Decisions are pure and come with their reasons.
 
 A checkpoint stays when any rule keeps it. Whatever the rules say, three kinds stay: the newest one that can be read,
-pinned ones, and those whose manifest can't be read, since nothing is known of them.
+pinned ones, and those whose manifest can't be read, since nothing is known of them. A size budget is asked last: it
+fills the room that these leave, and deletes none of them when they leave none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from holdfast.errors import ArgumentError
 from holdfast.runs.catalog import Listed, by_metric, metric_of
 from holdfast.runs.run_file import BestRule, Mode, parse_best
+from holdfast.runs.sizes import exact_text, parse_size, size_text
 from holdfast.state.paths import printable
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -48,6 +50,8 @@ class KeepBest(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         _positive("KeepBest", n=self.n)
         parse_best(f"{self.metric}:{self.mode}")
+        if self.metric.split() != [self.metric]:
+            raise ArgumentError(f"KeepBest(metric={self.metric!r}): a rule is one word, so its metric has no spaces")
 
 
 class KeepEvery(msgspec.Struct, frozen=True):
@@ -76,11 +80,24 @@ class KeepWithin(msgspec.Struct, frozen=True):
         _positive("KeepWithin", seconds=self.seconds)
 
 
+class KeepSize(msgspec.Struct, frozen=True):
+    """Keeps the newest as long as all that stays, by whatever rule, has at most so many bytes.
+
+    It deletes nothing that another rule, a pin or being the newest keeps, also when that is more than the budget. Sizes
+    are those that manifests say, each checkpoint in full; what can't be read stays and is not counted.
+    """
+
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _positive("KeepSize", bytes=self.bytes)
+
+
 class Pinned(msgspec.Struct, frozen=True):
     """Keeps pinned checkpoints. Every policy does; this one alone keeps nothing else but the newest."""
 
 
-Rule = KeepLast | KeepBest | KeepEvery | KeepWithin | Pinned
+Rule = KeepLast | KeepBest | KeepEvery | KeepWithin | KeepSize | Pinned
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -111,13 +128,13 @@ def parse_amount(text: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def parse_keep(text: str, *, best: BestRule | None = None) -> tuple[Rule, ...]:
+def parse_keep(text: str, *, best: Sequence[BestRule] = ()) -> tuple[Rule, ...]:
     """Retention rules from text.
 
     Args:
         text: space-separated: ``last:2``, ``best:1``, ``best:3:val_acc:max``, ``every:10ep``, ``every:1000step``,
-            ``within:24h``, ``pinned``.
-        best: what ``best:N`` without a metric means.
+            ``within:24h``, ``size:50GB``, ``pinned``.
+        best: the run's best rules. ``best:N`` without a metric means the N best by each of them.
 
     Returns:
         The rules, in order.
@@ -129,7 +146,7 @@ def parse_keep(text: str, *, best: BestRule | None = None) -> tuple[Rule, ...]:
         >>> parse_keep("last:2 every:10ep")
         (KeepLast(n=2), KeepEvery(steps=None, epochs=10))
     """
-    rules = tuple(_parse_rule(word, best) for word in text.split())
+    rules = tuple(rule for word in text.split() for rule in _parse_rule(word, best))
     _refuse_empty(rules)
     return rules
 
@@ -139,12 +156,18 @@ def keep_text(rules: Sequence[Rule]) -> str:
     return " ".join(_text(rule) for rule in rules)
 
 
-def with_best(rules: Sequence[Rule], best: BestRule | None) -> tuple[Rule, ...]:
-    """The rules, and one that keeps the best where none does: a run that names a best one means to have it."""
-    if not rules or best is None:
-        return tuple(rules)
-    kept = any(isinstance(one, KeepBest) and (one.metric, one.mode) == (best.metric, best.mode) for one in rules)
-    return tuple(rules) if kept else (*rules, KeepBest(best.metric, best.mode))
+def with_best(rules: Sequence[Rule], bests: Sequence[BestRule]) -> tuple[Rule, ...]:
+    """The rules, and one for each best that none of them keeps: a run that names a best one means to have it."""
+    if not rules:
+        return ()
+    kept = {(one.metric, one.mode) for one in rules if isinstance(one, KeepBest)}
+    return (*rules, *(KeepBest(one.metric, one.mode) for one in bests if (one.metric, one.mode) not in kept))
+
+
+def kept_bytes(checkpoints: Sequence[Listed], decisions: Sequence[Decision]) -> int:
+    """What the checkpoints that stay hold, as their manifests say, each in full."""
+    stays = {one.step for one in decisions if one.keep}
+    return sum(one.size for one in checkpoints if one.step in stays)
 
 
 def plan_prune(
@@ -182,7 +205,11 @@ def plan_prune(
     for one in checkpoints:
         if one.manifest is None:
             reasons[one.step].append("can't be read, so it is not judged; holdfast verify says what is wrong with it")
-    return [Decision(step, bool(kept), tuple(kept) or ("no rule keeps it",)) for step, kept in sorted(reasons.items())]
+    over = _fill(rules, readable, reasons)
+    return [
+        Decision(step, bool(kept), tuple(kept) or (over.get(step, "no rule keeps it"),))
+        for step, kept in sorted(reasons.items())
+    ]
 
 
 def _kept(rule: Rule, readable: Sequence[Listed], now: datetime.datetime) -> Iterator[tuple[int, str]]:
@@ -202,6 +229,38 @@ def _kept(rule: Rule, readable: Sequence[Listed], now: datetime.datetime) -> Ite
                 yield one.step, f"within: committed in the last {_duration(rule.seconds)}"
 
 
+def _fill(rules: Sequence[Rule], readable: Sequence[Listed], reasons: dict[int, list[str]]) -> dict[int, str]:
+    """Adds what the size budgets keep to the reasons; returns why they do not keep the others."""
+    must = sum(one.size for one in readable if reasons[one.step])
+    others = [one for one in reversed(readable) if not reasons[one.step]]
+    over: dict[int, str] = {}
+    for budget in (rule.bytes for rule in rules if isinstance(rule, KeepSize)):
+        if must > budget:
+            full = f"size: what must stay has {size_text(must)}, more than {size_text(budget)}"
+            reasons[readable[-1].step].append(full)
+        for step, fits, reason in _within(budget, must, others):
+            if fits:
+                reasons[step].append(reason)
+            else:
+                over[step] = reason
+    return over
+
+
+def _within(budget: int, must: int, others: Sequence[Listed]) -> Iterator[tuple[int, bool, str]]:
+    """(step, whether it fits, why) for what nothing else keeps, newest first; behind one that does not, none does."""
+    total, full = must, None
+    for one in others:
+        total += one.size
+        if full is not None:
+            reason = f"no rule keeps it: step {full}, which is newer, does not fit into {size_text(budget)} any more"
+        elif total <= budget:
+            reason = f"size: {size_text(total)} of {size_text(budget)} with all that must stay or is newer"
+        else:
+            full = one.step
+            reason = f"no rule keeps it: with it {size_text(total)} would stay, more than {size_text(budget)}"
+        yield one.step, full is None, reason
+
+
 def _kept_every(rule: KeepEvery, readable: Sequence[Listed]) -> Iterator[tuple[int, str]]:
     size, unit = (rule.steps, "steps") if rule.steps is not None else (rule.epochs or 1, "epochs")
     seen = {0}
@@ -213,21 +272,27 @@ def _kept_every(rule: KeepEvery, readable: Sequence[Listed]) -> Iterator[tuple[i
             yield one.step, f"every {size} {unit}: the first at or after {at // size * size}"
 
 
-def _parse_rule(word: str, best: BestRule | None) -> Rule:
+def _parse_rule(word: str, bests: Sequence[BestRule]) -> tuple[Rule, ...]:
     name, _, rest = word.partition(":")
+    if name == "best":
+        number, _, own = rest.partition(":")
+        meant = [parse_best(own)] if own else bests
+        if number.isdecimal() and not meant:
+            raise ArgumentError(
+                f"{word!r} needs to know what is best: give the run best='val_loss:min', or write {word}:val_loss:min"
+            )
+        if number.isdecimal():
+            return tuple(KeepBest(rule.metric, rule.mode, int(number)) for rule in meant)
+    return (_parse_other(word, name, rest),)
+
+
+def _parse_other(word: str, name: str, rest: str) -> Rule:
     if word == "pinned":
         return Pinned()
     if name == "last" and rest.isdecimal():
         return KeepLast(int(rest))
-    if name == "best":
-        number, _, own = rest.partition(":")
-        rule = parse_best(own) if own else best
-        if number.isdecimal() and rule is None:
-            raise ArgumentError(
-                f"{word!r} needs to know what is best: give the run best='val_loss:min', or write {word}:val_loss:min"
-            )
-        if number.isdecimal() and rule is not None:
-            return KeepBest(rule.metric, rule.mode, int(number))
+    if name == "size":
+        return KeepSize(parse_size(rest))
     if name == "every":
         number_, unit = parse_amount(rest)
         if unit == "step":
@@ -240,7 +305,7 @@ def _parse_rule(word: str, best: BestRule | None) -> Rule:
             return KeepWithin(number_ * SECONDS[unit])
     raise ArgumentError(
         f"{printable(word)!r} is no retention rule: last:2, best:1, best:3:val_acc:max, every:10ep, every:1000step, "
-        "within:24h and pinned are"
+        "within:24h, size:50GB and pinned are"
     )
 
 
@@ -251,6 +316,8 @@ def _text(rule: Rule) -> str:
         return f"best:{rule.n}:{rule.metric}:{rule.mode}"
     if isinstance(rule, KeepEvery):
         return f"every:{rule.epochs}ep" if rule.steps is None else f"every:{rule.steps}step"
+    if isinstance(rule, KeepSize):
+        return f"size:{exact_text(rule.bytes)}"
     return f"within:{rule.seconds}s" if isinstance(rule, KeepWithin) else "pinned"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -51,6 +52,23 @@ def parse_best(text: str) -> BestRule:
     )
 
 
+def parse_bests(text: str | Sequence[str]) -> tuple[BestRule, ...]:
+    """``"val_loss:min val_acc:max"``, or a list of such texts, as rules; the first is what ``@best`` means.
+
+    Raises:
+        ArgumentError: there is no rule, one does not end with ``:min`` or ``:max``, or two are about one metric.
+    """
+    words = (text if isinstance(text, str) else " ".join(text)).split()
+    if not words:
+        raise ArgumentError("best= has no rule: write METRIC:min or METRIC:max, such as 'val_loss:min'")
+    rules = tuple(map(parse_best, words))
+    metrics = [rule.metric for rule in rules]
+    twice = next((metric for metric in metrics if metrics.count(metric) > 1), None)
+    if twice is not None:
+        raise ArgumentError(f"best={' '.join(words)!r} has two rules for {printable(twice)}: say which one is meant")
+    return rules
+
+
 class EpochMetrics(msgspec.Struct, frozen=True):
     """Metrics of an epoch that was not committed as a checkpoint.
 
@@ -71,7 +89,7 @@ class RunFile(msgspec.Struct, frozen=True):
     Attributes:
         run: the run's id; every manifest of it repeats the id.
         created: when, with a time zone.
-        best: the rule for ``@best``, as text; None when the run has none.
+        best: the rules for what is best, as text, that for ``@best`` first; None when the run has none.
         keep: the retention rules, as text.
         save: the save rules, as text.
         uncommitted: metrics of epochs without a checkpoint, oldest first.
@@ -142,6 +160,7 @@ def read_run_file(root: str | os.PathLike[str]) -> RunFile | None:
         uncommitted=tuple(
             EpochMetrics(line.step, line.epoch, metrics_from_json(line.metrics, file)) for line in wire.uncommitted
         ),
+        branch=wire.branch,
     )
 
 

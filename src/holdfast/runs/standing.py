@@ -9,22 +9,31 @@ import msgspec
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, NotFound
 from holdfast.runs.catalog import Catalog, Listed, best, is_run, scan
-from holdfast.runs.layout import RUN_FILE
-from holdfast.runs.retention import Decision, Rule, parse_keep, plan_prune, with_best
-from holdfast.runs.run_file import BestRule, parse_best, read_pins, read_run_file
+from holdfast.runs.layout import QUARANTINE, RUN_FILE, SUPERSEDED, parse_step
+from holdfast.runs.moves import read_reason
+from holdfast.runs.retention import Decision, KeepSize, Rule, parse_keep, plan_prune, with_best
+from holdfast.runs.run_file import BestRule, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
+
+LEFT = "the run went back to an earlier step, and this is the future that it left"
+"""Why a checkpoint is in ``superseded/``."""
 
 
 class Rules(msgspec.Struct, frozen=True):
     """What a run says of its checkpoints.
 
     Attributes:
-        best: which one is best; None when the run does not say.
-        keep: the retention rules, that for the best included; empty when all are kept.
+        best: which ones are best, that of ``@best`` first; empty when the run does not say.
+        keep: the retention rules, those for the best included; empty when all are kept.
     """
 
-    best: BestRule | None = None
+    best: tuple[BestRule, ...] = ()
     keep: tuple[Rule, ...] = ()
+
+    @property
+    def budget(self) -> int | None:
+        """The bytes up to which checkpoints stay that no other rule keeps; None without such a rule."""
+        return max((rule.bytes for rule in self.keep if isinstance(rule, KeepSize)), default=None)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -33,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True):
     Attributes:
         catalog: what is in the folder.
         rules: what the run says of them.
-        best: the best checkpoint, if the run says which that is.
+        best: each rule for what is best with its checkpoint, None when none has a number for it.
         pins: name to step.
         decisions: one for each step; empty without retention rules.
         notes: what could not be found out, for people.
@@ -41,7 +50,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     catalog: Catalog
     rules: Rules
-    best: Listed | None
+    best: tuple[tuple[BestRule, Listed | None], ...]
     pins: dict[str, int]
     decisions: dict[int, Decision]
     notes: tuple[str, ...]
@@ -49,6 +58,33 @@ class Standing(msgspec.Struct, frozen=True):
     def pins_of(self, step: int) -> tuple[str, ...]:
         """The names that a step is pinned as."""
         return tuple(name for name, pinned in self.pins.items() if pinned == step)
+
+    def best_by(self, step: int) -> tuple[BestRule, ...]:
+        """The rules by which a step is the best."""
+        return tuple(rule for rule, top in self.best if top is not None and top.step == step)
+
+    def verdict(self, step: int) -> tuple[str, tuple[str, ...]]:
+        """What the next prune does with a step, in a word, and why."""
+        decision = self.decisions.get(step)
+        if decision is not None:
+            return "kept" if decision.keep else "goes with the next prune", decision.reasons
+        best = [f"best by {printable(str(rule))}" for rule in self.best_by(step)]
+        pinned = [f"pinned as {name}" for name in self.pins_of(step)]
+        return "kept", ("the run has no retention rules: all are kept", *best, *pinned)
+
+
+def verdict_on(folder: str, now: datetime.datetime) -> tuple[str, tuple[str, ...]] | None:
+    """What becomes of the checkpoint in ``folder``, in a word, and why; None when it is no part of a run."""
+    root, name = os.path.split(os.path.abspath(folder))
+    run, aside = os.path.split(root)
+    if aside == QUARANTINE and is_run(run):
+        return "quarantined", (printable(read_reason(run, name)),)
+    if aside == SUPERSEDED and is_run(run):
+        return "superseded", (LEFT,)
+    step = parse_step(name)
+    if step is None:
+        return None
+    return standing(scan(root), now).verdict(step)
 
 
 def scan_run(root: str | os.PathLike[str]) -> Catalog:
@@ -80,12 +116,12 @@ def read_rules(root: str, keep: str | None = None) -> Rules:
     """
     run = read_run_file(root)
     try:
-        rule = parse_best(run.best) if run is not None and run.best else None
-        own = parse_keep(run.keep, best=rule) if keep is None and run is not None and run.keep else ()
+        bests = parse_bests(run.best) if run is not None and run.best else ()
+        own = parse_keep(run.keep, best=bests) if keep is None and run is not None and run.keep else ()
     except ArgumentError as reason:
         file = os.path.join(root, RUN_FILE)
         raise CorruptFile(f"`{printable(file)}`: {reason}", file=file) from reason
-    return Rules(rule, with_best(own if keep is None else parse_keep(keep, best=rule), rule))
+    return Rules(bests, with_best(own if keep is None else parse_keep(keep, best=bests), bests))
 
 
 def standing(catalog: Catalog, now: datetime.datetime) -> Standing:
@@ -105,6 +141,6 @@ def standing(catalog: Catalog, now: datetime.datetime) -> Standing:
         pins = read_pins(catalog.root)
     except FormatError as reason:
         notes.append(str(reason))
-    top = best(catalog.readable, rules.best) if rules.best else None
+    top = tuple((rule, best(catalog.readable, rule)) for rule in rules.best)
     plan = plan_prune(catalog.checkpoints, rules.keep, now, pins=pins) if rules.keep else []
     return Standing(catalog, rules, top, pins, {one.step: one for one in plan}, tuple(notes))

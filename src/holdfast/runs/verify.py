@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import CorruptFile, FormatError, HoldfastError, NotFound
+from holdfast.errors import CorruptFile, FormatError, HoldfastError, NotFound, StorageError
 from holdfast.formats.base import Container, Segment
 from holdfast.runs.catalog import is_run, scan
 from holdfast.runs.checkpoint import Checkpoint
@@ -142,6 +142,22 @@ def _verify_file(path: str, say: Callable[[str], None]) -> Verified:
             return _verify_container(container)
     except CorruptFile as reason:
         return Verified(path, "CORRUPT", findings=(_from_error(path, reason),))
+
+
+def refuse_damage(folder: str) -> None:
+    """Reads a checkpoint that was just written back from the disk.
+
+    Raises:
+        StorageError: it is not what was written: the disk, or the memory on the way to it, is failing.
+    """
+    found = _verify_checkpoint(folder, lambda _: None).findings
+    if found:
+        first = found[0]
+        raise StorageError(
+            f"`{printable(first.file)}`: read back after writing, {printable(first.name)} is not what was written: "
+            f"{first.problem}; the disk or this machine's memory is failing. Older checkpoints are as they were",
+            file=first.file,
+        )
 
 
 def _verify_container(container: Container) -> Verified:

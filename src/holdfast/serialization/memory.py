@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,12 +40,26 @@ def is_plain_memory(tensor: torch.Tensor) -> bool:
     return type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
+def address_of(buffer: memoryview) -> int:
+    """Where a writable buffer with at least one byte begins. Keeps nothing alive."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def copy_out(address: int, buffer: memoryview) -> None:
+    """Fills a writable buffer from raw memory; other threads run meanwhile, which a slice assignment forbids."""
+    ctypes.memmove(address_of(buffer), address, buffer.nbytes)
+
+
 class TensorMemory(MemorySource):
-    """The bytes of a CPU tensor where they lie, from ``start`` (bytes after its first element). Keeps it alive."""
+    """The bytes of a CPU tensor where they lie, from ``start`` (bytes after its first element). Keeps it alive.
+
+    Attributes:
+        tensor: the tensor.
+    """
 
     def __init__(self, tensor: torch.Tensor, start: int, length: int) -> None:
         self.name = "memory"
-        self._tensor = tensor
+        self.tensor = tensor
         self._address = tensor.data_ptr() + start
         self._length = length
 
@@ -61,16 +76,29 @@ class TensorMemory(MemorySource):
         copied: bytes = _bytes_at(self._address + offset, length)
         return copied
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self._length, offset, buffer.nbytes)
+        if buffer.nbytes:
+            copy_out(self._address + offset, buffer)
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return self._address
+
 
 class TensorSource:
     """The row-major bytes of a tensor that lies elsewhere or otherwise, made in blocks on reading.
 
     A save of a tensor on another device or with gaps then needs one block of CPU memory, not a second tensor.
+
+    Attributes:
+        tensor: the tensor.
     """
 
     def __init__(self, tensor: torch.Tensor, name: str = "tensor") -> None:
         self.name = name
-        self._tensor = tensor
+        self.tensor = tensor
         self._itemsize = tensor.element_size()
         self._size = tensor.numel() * self._itemsize
         self._lock = threading.Lock()
@@ -99,7 +127,7 @@ class TensorSource:
 
     def _block_at(self, offset: int) -> tuple[torch.Tensor, int]:
         if self._block is None or not self._block_start <= offset < self._block_start + self._block.numel():
-            piece, start = piece_at(self._tensor, offset // self._itemsize)
+            piece, start = piece_at(self.tensor, offset // self._itemsize)
             self._block = piece.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
             self._block_start = start * self._itemsize
         return self._block, self._block_start
@@ -110,6 +138,24 @@ class TensorSource:
 
 IN_MEMORY = (TensorMemory, TensorSource)
 """Sources that are live tensors, not files: there is nothing to check them against."""
+
+
+class LiveReader(Protocol):
+    """Who reads live tensors in the background and has to be told before they are written."""
+
+    def before_write(self) -> None:
+        """Takes what is still needed of the tensors as they are; they change when this returns."""
+        ...
+
+
+LIVE_READERS: weakref.WeakSet[LiveReader] = weakref.WeakSet()
+"""Background saves that are under way."""
+
+
+def announce_write() -> None:
+    """Tells every background save that live tensors are about to be written; for a restore, before it begins."""
+    for reader in list(LIVE_READERS):
+        reader.before_write()
 
 
 def piece_at(tensor: torch.Tensor, element: int) -> tuple[torch.Tensor, int]:

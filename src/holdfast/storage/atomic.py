@@ -174,20 +174,26 @@ class StagedFolder:
             raise StorageError(f"`{shown(self.path)}`: exists already; nothing was written", file=self.path)
 
     @contextlib.contextmanager
-    def file(self, name: str, *, mode: int = 0o666) -> Iterator[StagedFile]:
-        """A new file of the folder, checked, fsynced and closed when the block ends; ``mode`` is narrowed by the umask.
+    def file(self, name: str, *, shard: bool = False) -> Iterator[StagedFile]:
+        """A new file of the folder, checked, fsynced and closed when the block ends; an error in it fails the folder.
 
-        After an error in the block the folder can't be committed any more.
+        Args:
+            name: its name in the folder.
+            shard: it is large and may become a file of other folders too, so it loses its write bits; and it is
+                written past the page cache where the disk can do that.
         """
         self._writable()
         path = os.path.join(self.partial, _plain(name))
         with self._or_failed():
-            with reported(os.path.join(self.path, name), "creating it"):
-                staged = StagedFile(
-                    os.path.join(self.path, name), self._syscalls.open_new(path, mode), syscalls=self._syscalls
-                )
+            shown_path, direct = os.path.join(self.path, name), path if shard and self._durable else None
+            with reported(shown_path, "creating it"):
+                fd = self._syscalls.open_new(path, 0o666)
+            staged = StagedFile(shown_path, fd, direct=direct, syscalls=self._syscalls)
             try:
                 yield staged
+                if shard:
+                    with reported(staged.path, "taking its write bits"):
+                        self._syscalls.chmod(path, os.fstat(staged.fd).st_mode & 0o444)
                 staged.finish(self._durable)
             except BaseException:
                 with contextlib.suppress(StorageError):
@@ -199,7 +205,7 @@ class StagedFolder:
         with self.file(name) as staged:
             staged.write([WriteRequest(0, data)], digest=False)
 
-    def link(self, existing: StrPath, name: str) -> bool:
+    def share(self, existing: StrPath, name: str) -> bool:
         """Adds a file that exists elsewhere: as a hard link, or as a copy where the file system can't link.
 
         Returns:
@@ -224,7 +230,7 @@ class StagedFolder:
 
     def _copy(self, existing: str, name: str) -> None:
         source = FileSource(existing)
-        with contextlib.closing(source), self.file(name, mode=os.stat(existing).st_mode & 0o777) as staged:
+        with contextlib.closing(source), self.file(name, shard=True) as staged:
             staged.allocate(source.size)
             staged.write([WriteRequest(0, source)], digest=False)
 
@@ -303,8 +309,7 @@ def remove_file(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
 def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
     """Removes a folder and all in it. At no moment does a part of it bear its name.
 
-    It is renamed to ``.NAME.deleting`` and the new name fsynced before the first file goes. What an earlier call left
-    of a folder of that name is removed too.
+    It is first renamed to ``.NAME.deleting``, durably; what an earlier call left of such a folder is removed as well.
 
     Raises:
         NotFound: there is no such folder, and nothing left of one.
@@ -412,13 +417,11 @@ def sweep(folder: str, *, name: str | None = None, folders: bool = False, syscal
     except OSError:
         return []
     for entry in entries:
-        path = os.path.join(folder, entry)
+        path, gone = os.path.join(folder, entry), False
         if wanted.fullmatch(entry) and not os.path.isdir(path):
             gone = _sweep_file(path, syscalls)
         elif folders and entry.startswith(".") and entry.endswith((PARTIAL, DELETING)) and os.path.isdir(path):
             gone = _sweep_folder(path, syscalls)
-        else:
-            continue
         if gone:
             removed.append(entry)
     return removed
@@ -440,8 +443,7 @@ def _sweep_file(path: str, syscalls: Syscalls) -> bool:
 
 
 def _sweep_folder(path: str, syscalls: Syscalls) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         _remove_tree(path, syscalls)
-    except OSError:
-        return False
-    return True
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""What a file system can do of what saving needs, tried out and not looked up."""
+"""What a file system can do of what saving needs, tried out and not looked up, and the room that it has left."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FileSystem(msgspec.Struct, frozen=True):
         kind: ``ext4``, ``nfs4``; None where the system does not say.
         shared: whether other machines may write to it too.
         free: bytes that this user may still write.
-        total: bytes of it all.
+        total: bytes of it all; 0 where the file system does not say.
         features: what was tried.
     """
 
@@ -74,14 +74,52 @@ def examine(folder: str, *, syscalls: Syscalls = LOCAL) -> FileSystem:
     except OSError as error:
         raise StorageError(f"`{shown(folder)}`: can't be examined: {error.strerror}", file=folder) from error
     kind = _kind(folder)
-    return FileSystem(
-        folder,
-        kind,
-        kind in _SHARED,
-        room.f_bavail * room.f_frsize,
-        room.f_blocks * room.f_frsize,
-        tuple(_features(folder, syscalls)),
-    )
+    free, total = free_bytes(folder), room.f_blocks * room.f_frsize
+    return FileSystem(folder, kind, kind in _SHARED, free or 0, total, (*_features(folder, syscalls), _room(free)))
+
+
+def free_bytes(folder: str) -> int | None:
+    """Bytes that this user may still write where ``folder`` lies; None where the file system does not say.
+
+    What a file system sets aside for root counts for root alone. A quota is not seen.
+    """
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return None  # no reason to refuse a save: if the disk fails, writing says how
+    if room.f_blocks == 0:  # some network and user-space file systems answer with zeros
+        return None
+    return (room.f_bfree if os.geteuid() == 0 else room.f_bavail) * room.f_frsize
+
+
+def check_room(folder: str, needed: int, *, advice: str = "make room and save again") -> None:
+    """Refuses a save that can't fit, before its first byte.
+
+    It is a question and no promise: others may write meanwhile, and a quota is not seen. A full disk that shows later
+    is an error of its own, and nothing is lost by either.
+
+    Args:
+        folder: an existing folder where the bytes go.
+        needed: bytes that are to be written, not counting files that are linked.
+        advice: what to do, for the message.
+
+    Raises:
+        StorageError: fewer bytes are free; nothing was written and nothing was deleted.
+    """
+    free = free_bytes(folder)
+    if free is not None and needed > free:
+        raise StorageError(
+            f"`{shown(folder)}`: no room for this save: {needed:,} bytes are to be written, {free:,} bytes are free; "
+            f"nothing was written and nothing was deleted; {advice}",
+            file=folder,
+        )
+
+
+def _room(free: int | None) -> Feature:
+    """Whether the room that is left can be asked for."""
+    if free is None:
+        return Feature("free space", False, False, "not told; a save that does not fit shows while it is written")
+    return Feature("free space", True, False, "told; a save that does not fit is refused before its first byte")
 
 
 def _features(folder: str, syscalls: Syscalls) -> Iterator[Feature]:
@@ -120,7 +158,7 @@ def _commit(path: str, syscalls: Syscalls) -> bool:
     """Commits a folder of two files as a checkpoint is committed; whether the second is a link to the first."""
     with StagedFolder(os.path.dirname(path), os.path.basename(path), syscalls=syscalls) as staged:
         staged.write_bytes(_SAMPLE, b"holdfast\n")
-        linked = staged.link(os.path.join(staged.partial, _SAMPLE), f"{_SAMPLE}-again")
+        linked = staged.share(os.path.join(staged.partial, _SAMPLE), f"{_SAMPLE}-again")
         staged.commit()
     return linked
 

@@ -16,7 +16,7 @@ import xxhash
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
-from holdfast.storage.output import Feed, Output, write_piece
+from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, write_piece
 from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
 from holdfast.storage.syscalls import LOCAL, Syscalls
 from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
@@ -126,6 +126,7 @@ def write_requests(
     *,
     digest: bool = True,
     crc: bool = False,
+    direct: int | None = None,
     syscalls: Syscalls = LOCAL,
     workers: int | None = None,
 ) -> list[Written]:
@@ -136,6 +137,7 @@ def write_requests(
         requests: in the order of the file for the best speed; they must not overlap.
         digest: whether to compute a digest for each 8 MiB.
         crc: whether to compute CRC-32s.
+        direct: another descriptor of the file, open past the page cache, for all that fills whole pages.
         syscalls: what writes.
         workers: threads; None means one for each core, 8 at most.
 
@@ -153,7 +155,7 @@ def write_requests(
 
     def do(job: list[Piece]) -> None:
         with lent_block() as block:
-            out = Output(fd, syscalls, block)
+            out = BufferedOutput(fd, syscalls, block) if direct is None else DirectOutput(fd, direct, syscalls, block)
             for index, start, length in job:
                 parts[index][start // CHUNK] = write_piece(out, feeds[index], start, length, digest, crc)
             out.flush()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _FULL_FSYNC: int | None = getattr(
     fcntl, "F_FULLFSYNC", None
 )  # macOS: its plain fsync leaves bytes in the drive's cache
@@ -23,6 +24,10 @@ class Syscalls:
     def open_new(self, path: str, mode: int) -> int:
         """Creates a file that must not exist yet and opens it for reading and writing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+    def open_direct(self, path: str) -> int:
+        """Opens a file a second time for writing past the page cache, where the system has that."""
+        return os.open(path, os.O_WRONLY | _DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def allocate(self, fd: int, size: int) -> None:
         """Makes the file ``size`` bytes long and reserves the room, so that a full disk shows before the first byte."""

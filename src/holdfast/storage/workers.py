@@ -5,6 +5,7 @@ The threads are started once, shared by all, and never in the way of a fork or a
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections import deque
@@ -21,6 +22,8 @@ Piece = tuple[int, int, int]
 
 BLOCK = 1024 * 1024
 """Bytes that are digested and moved in one go: they fit the second-level cache."""
+PAGE = 4096
+"""Bytes at whose multiples a write past the page cache begins and ends."""
 _LARGEST = 2 * CHUNK
 _SMALLEST = CHUNK // 2
 _MOST = 8
@@ -68,10 +71,13 @@ _kept = _Kept()
 
 @contextmanager
 def lent_block() -> Iterator[memoryview]:
-    """This thread's own memory of :data:`BLOCK` bytes; a job that starts another inside itself gets a fresh one."""
+    """This thread's own memory, :data:`BLOCK` bytes and two pages, from a page border.
+
+    A job that starts another inside itself gets a fresh one.
+    """
     block = _kept.block
     if block is None:
-        block = memoryview(bytearray(BLOCK))
+        block = memoryview(mmap.mmap(-1, BLOCK + 2 * PAGE))
     _kept.block = None
     try:
         yield block

@@ -6,43 +6,74 @@ import datetime
 import logging
 import os
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, HoldfastError, NotFound, StorageError
+from holdfast.errors import (
+    ArgumentError,
+    CorruptFile,
+    FormatError,
+    HoldfastError,
+    NotFound,
+    StorageError,
+    UnknownFormat,
+)
 from holdfast.formats.base import Document
-from holdfast.runs.catalog import Listed, best, scan
-from holdfast.runs.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
+from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.moves import prune, quarantine, supersede, sweep_run
-from holdfast.runs.retention import Rule, plan_prune
+from holdfast.runs.placing import Groups
+from holdfast.runs.retention import KeepLast, Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
+from holdfast.runs.shards import Shards
+from holdfast.runs.verify import refuse_damage
+from holdfast.runs.writing import write_checkpoint
 from holdfast.storage.atomic import StagedFolder, make_folders
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
 
 
-class Committed(msgspec.Struct, frozen=True):
-    """One commit of a run.
+class Facts(msgspec.Struct, frozen=True):
+    """What a commit says beside the state.
 
     Attributes:
         step: items of the loader done.
-        path: its folder.
-        bytes: of its files.
-        seconds: from the call to the commit.
-        pruned: steps that the retention rules let go after it.
+        epoch: the epoch to go on with.
+        batch: items of that epoch that are done.
+        metrics: by name.
     """
 
     step: int
-    path: str
-    bytes: int
-    seconds: float
-    pruned: list[int] = []
+    epoch: int
+    batch: int
+    metrics: dict[str, float] = {}
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """A checkpoint that is written and flushed, and not yet visible.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says.
+    """
+
+    folder: StagedFolder
+    manifest: Manifest
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files but the manifest."""
+        return sum(record.size for record in self.manifest.files.values())
+
+    @property
+    def changed(self) -> int:
+        """Of those that were written; the others are links to files of the checkpoint before."""
+        return sum(record.size for record in self.manifest.files.values() if not record.links)
 
 
 class RunFolder:
@@ -50,9 +81,13 @@ class RunFolder:
 
     Args:
         root: the folder; created when missing.
-        best: which checkpoint is best, or None.
+        best: which checkpoints are best, that of ``run.best`` first.
         keep: retention rules; empty keeps all.
         texts: the rules as the user wrote them, for run.json: ``best``, ``keep``, ``save``.
+        read_back: whether each checkpoint is read from the disk and compared with its digests before it is committed.
+
+    Attributes:
+        passed: damaged steps that were set aside, newest first.
 
     Raises:
         RunLocked: another process writes this run; names it.
@@ -60,11 +95,19 @@ class RunFolder:
     """
 
     def __init__(
-        self, root: str, *, best: BestRule | None, keep: Sequence[Rule], texts: Mapping[str, str | None]
+        self,
+        root: str,
+        *,
+        best: Sequence[BestRule],
+        keep: Sequence[Rule],
+        texts: Mapping[str, str | None],
+        read_back: bool = False,
     ) -> None:
         self.root = root
-        self.best_rule = best
+        self.best_rules = tuple(best)
         self.keep = list(keep)
+        self.passed: list[int] = []
+        self._read_back = read_back
         if os.path.lexists(root) and not os.path.isdir(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
         make_folders(root)
@@ -72,6 +115,8 @@ class RunFolder:
         try:
             sweep_run(root)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
+            self._shards = Shards(root, single=list(keep) == [KeepLast(1)])
+            environment()  # asks git, once, and not in the middle of a training
         except BaseException:
             self._lock.release()
             raise
@@ -100,10 +145,12 @@ class RunFolder:
         """
         for one in reversed(scan(self.root).checkpoints):
             try:
-                checkpoint = open_checkpoint(one.path)
+                checkpoint = open_checkpoint(one.path)  # again: a disk that failed once says nothing against it
                 if checkpoint.manifest.step != one.step:
                     checkpoint.close()
                     raise CorruptFile(one.problem or "is another step", file=one.path, step=one.step)
+            except UnknownFormat:
+                raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
                 self.set_aside(one.step, str(reason))
                 continue
@@ -124,41 +171,67 @@ class RunFolder:
     def set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint to ``quarantine/`` with its reason."""
         quarantine(self.root, step, reason)
+        self.passed.append(step)
         log.warning("run %s: step %d is damaged and was set aside in quarantine/: %s", self.root, step, reason)
 
-    def commit(
-        self, document: Document, *, step: int, epoch: int, batch: int, metrics: Mapping[str, float]
-    ) -> Committed:
-        """Writes one checkpoint, all or nothing, then prunes.
+    def path_of(self, step: int) -> str:
+        """The folder of a step that is about to be saved.
 
         Raises:
-            ArgumentError: the step exists.
-            StorageError: the disk is full or failed; every older checkpoint is intact.
+            ArgumentError: it exists, or lies behind one that does.
         """
-        begin = time.perf_counter()
         path = os.path.join(self.root, step_name(step))
         if os.path.lexists(path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
+        newest = newest_step(self.root)
+        if newest is not None and newest > step:  # retention would take it for an old one and delete it
+            raise ArgumentError(
+                f"`{path}`: step {step} lies behind step {newest}, which is saved; steps go up. resume='@step=N' goes "
+                "back to an earlier one",
+                file=path,
+                step=step,
+            )
+        return path
+
+    def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
+        """Writes and flushes a checkpoint; nobody sees it before :meth:`publish`.
+
+        Raises:
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
         manifest = Manifest(
             run=self.run.run,
-            step=step,
+            step=facts.step,
             time=datetime.datetime.now(datetime.UTC),
-            epoch=epoch,
-            batch=batch,
-            metrics=dict(metrics),
+            epoch=facts.epoch,
+            batch=facts.batch,
+            metrics=dict(facts.metrics),
             environment=environment(),
         )
-        folder = StagedFolder(self.root, step_name(step))
+        folder = StagedFolder(self.root, step_name(facts.step))
         try:
-            written = write_checkpoint(folder, document, manifest)
-            folder.commit()
-        finally:
+            written = write_checkpoint(folder, document, manifest, groups=groups, shards=self._shards)
+            if self._read_back:
+                refuse_damage(folder.partial)
+        except BaseException:
             folder.abandon()
-        size = sum(record.size for record in written.files.values())
-        return Committed(step, path, size, time.perf_counter() - begin, self.prune())
+            raise
+        return Staged(folder, written)
+
+    def publish(self, staged: Staged) -> list[int]:
+        """Commits what was staged, then prunes; returns the steps that are gone.
+
+        Raises:
+            StorageError: the disk failed; every older checkpoint is intact.
+        """
+        staged.folder.commit()
+        return self.prune()
 
     def prune(self) -> list[int]:
-        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged."""
+        """Deletes what the retention rules let go; returns the steps. A failure here loses nothing and is logged.
+
+        Called behind a commit alone: what it may never delete, the newest, was then written by this process just now.
+        """
         if not self.keep:
             return []
         try:
@@ -169,21 +242,15 @@ class RunFolder:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
             return []
 
-    def is_best(self, value: float | None) -> bool:
-        """Whether a new value of the best rule's metric is at least as good as every committed one."""
-        if self.best_rule is None or value is None or value != value:
-            return False
-        found = self.best()
-        if found is None or found.manifest is None:
-            return True
-        old = found.manifest.metrics[self.best_rule.metric] or 0.0
-        return value <= old if self.best_rule.mode == "min" else value >= old
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether new metrics are at least as good as every committed one, by any of the best rules."""
+        return bool(beaten(scan(self.root).readable, self.best_rules, metrics))
 
     def best(self) -> Listed | None:
-        """The best committed checkpoint by the run's rule."""
-        if self.best_rule is None:
+        """The best committed checkpoint by the run's first rule."""
+        if not self.best_rules:
             raise ArgumentError(f"`{self.root}`: the run has no best= rule; give one, such as best='val_loss:min'")
-        return best(scan(self.root).readable, self.best_rule)
+        return best(scan(self.root).readable, self.best_rules[0])
 
     def newest(self) -> Listed | None:
         """The newest committed checkpoint whose manifest is good."""
@@ -199,6 +266,11 @@ class RunFolder:
         line = EpochMetrics(step, epoch, dict(metrics))
         self.run = msgspec.structs.replace(self.run, uncommitted=(*self.run.uncommitted, line))
         write_run_file(self.root, self.run)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process writes the run."""
+        return self._lock.held
 
     def close(self) -> None:
         """Lets another process write the run."""

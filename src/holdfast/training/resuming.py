@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from torch import nn
+from torch.optim import Optimizer
 
-from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart
+from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart, NotFound, UnknownFormat
 from holdfast.formats.base import Document
+from holdfast.objects.optimizer import is_scheduler
 from holdfast.policy.report import LoadReport
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import parse_step
@@ -86,15 +88,19 @@ def _step_of(folder: RunFolder, reference: str) -> int:
 
 
 def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed | None:
-    damaged = 0
     for checkpoint in folder.candidates():
         with checkpoint:
             try:
-                return _restore(checkpoint, folder.root, objects, rng)
-            except FormatError as reason:
+                found = _restore(checkpoint, folder.root, objects, rng)
+            except (UnknownFormat, MissingPart):
+                raise  # no damage: a newer holdfast wrote it, or the program has a new object
+            except (FormatError, NotFound) as reason:  # NotFound: one of its files
                 folder.set_aside(checkpoint.manifest.step, str(reason))
-                damaged += 1
-    if damaged or folder.has_quarantined():
+                continue
+            if folder.passed:
+                log.warning("run %s: %s", folder.root, _used_instead(folder.passed, found.position.step))
+            return found
+    if folder.passed or folder.has_quarantined():
         raise CorruptFile(
             f"`{folder.root}`: every checkpoint is damaged; they are in quarantine/ with their reasons. Bring one back "
             "from a copy, or start in another folder",
@@ -103,11 +109,18 @@ def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed
     return None
 
 
+def _used_instead(passed: Sequence[int], step: int) -> str:
+    """What a run that falls back says last: how far."""
+    steps = ", ".join(map(str, passed))
+    return f"goes on from step {step}, the newest good checkpoint, instead of step {steps}; the rest is trained again"
+
+
 def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng: bool) -> Resumed:
     manifest, document = checkpoint.manifest, checkpoint.document()
     file = checkpoint.file
     random_state = _own(document, "rng", file) if rng else None
     loader = _own(document, "loader", file)
+    given = _settings(objects)
     try:
         report = restore_objects(document, file, objects, RestoreOptions()) if objects else LoadReport()
     except MissingPart as reason:
@@ -117,8 +130,41 @@ def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng:
     for name in report.unused:
         if name not in OWN_PARTS:
             log.warning("run %s: step %d holds `%s`, which the program does not give", root, manifest.step, name)
+    for note in _overridden(given, _settings(objects)):
+        log.warning("run %s: %s", root, note)
     position = Position(manifest.epoch or 0, manifest.step, manifest.batch or 0)
     return Resumed(position, random_state, loader)
+
+
+def _settings(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What each optimizer's groups are set to, but for what a scheduler sets: that is another in every epoch."""
+    schedulers = [value for value in objects.values() if is_scheduler(value)]
+    found = {}
+    for name, value in objects.items():
+        if isinstance(value, Optimizer):
+            scheduled = any(getattr(one, "optimizer", None) is value for one in schedulers)
+            groups = [dict(group) for group in value.param_groups]
+            found[name] = [{key: one for key, one in group.items() if _is_set(key, one, scheduled)} for group in groups]
+    return found
+
+
+def _is_set(key: str, value: Any, scheduled: bool) -> bool:
+    plain = isinstance(value, int | float | str | tuple | None)
+    return plain and not (scheduled and key in ("lr", "momentum", "betas"))
+
+
+def _overridden(
+    program: Mapping[str, list[dict[str, Any]]], restored: Mapping[str, list[dict[str, Any]]]
+) -> Iterator[str]:
+    """What a restore set otherwise than the program had it."""
+    for name, groups in program.items():
+        for index, (given, now) in enumerate(zip(groups, restored[name], strict=True)):
+            for key in given.keys() & now.keys():
+                if given[key] != now[key]:
+                    yield (
+                        f"`{name}` group {index}: {key} is {now[key]!r} as in the checkpoint, not {given[key]!r} as "
+                        "the program has it; to change it, set it after resume()"
+                    )
 
 
 def _own(document: Document, name: str, file: str) -> dict[str, Any] | None:

@@ -8,26 +8,27 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-
-from holdfast.errors import ArgumentError, MissingPart
+from holdfast.errors import ArgumentError, HoldfastError, MissingPart
 from holdfast.objects.capture import adapt_all
-from holdfast.objects.loader import LoaderPart
 from holdfast.objects.optimizer import OptimizerPart
-from holdfast.objects.rng import capture_rng, restore_rng
+from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
-from holdfast.runs.run_file import parse_best
-from holdfast.training.folder import Committed, RunFolder
+from holdfast.runs.run_file import parse_bests
+from holdfast.training import trial
+from holdfast.training.audit import AuditReport, audit
+from holdfast.training.background import parse_background
+from holdfast.training.commits import Commits, number_of
+from holdfast.training.committed import Committed
+from holdfast.training.drift import Baseline
+from holdfast.training.feed import Feed
+from holdfast.training.folder import RunFolder
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
-from holdfast.training.signals import SignalWatch
-from holdfast.training.triggers import is_due, parse_save
-from holdfast.transfer.save import document_of
+from holdfast.training.signals import ErrorWatch, SignalWatch
+from holdfast.training.steps import StepWatch
+from holdfast.training.triggers import is_due, parse_triggers
 
 log = logging.getLogger("holdfast")
-
-_LATER = ("background",)
-"""Words that are kept for what a later version does."""
 
 
 class Run:
@@ -35,12 +36,17 @@ class Run:
 
     Args:
         root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
-        best: which checkpoint is best, ``"val_loss:min"`` or ``"val_acc:max"``; a new best is committed at once.
+        best: which checkpoints are best, ``"val_loss:min"`` or ``"val_loss:min val_acc:max"``; the first rule is what
+            ``run.best`` and ``@best`` mean. A new best by any of them is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.
-            The best one by ``best`` always stays.
-        save: when to commit, ``"1ep"``, ``"500step 15min signal"``; whichever comes first. With ``signal``, SIGTERM,
-            SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in evaluation at
-            once, inside an item at its end. A second SIGINT stops at once.
+            The best one by each rule of ``best`` always stays.
+        save: when to commit, ``"1ep"``, ``"500step 15min signal exception"``; whichever comes first. With ``signal``,
+            SIGTERM, SIGUSR1 and SIGINT commit and end the program with exit code 128 + n: between items and in
+            evaluation at once, inside an item at its end. A second SIGINT stops at once. With ``exception``, an error
+            that ends the training commits what was done before it. ``"end"`` commits at the end only.
+        background: whether training goes on while a save is written: True, or words, ``"copy"``, ``"check"``, and
+            ``"wait"``, ``"skip"`` or ``"coalesce"`` for a save that falls due while another is under way.
+        read_back: whether a checkpoint is read from the disk and compared before it is committed.
         args: plain data to record: an argparse.Namespace, a dict, a dataclass.
         loader: the data loader whose place is part of a commit; by default the one first given to ``batches``.
         rng: whether random states are part of a commit.
@@ -70,9 +76,11 @@ class Run:
         self,
         root: str | os.PathLike[str],
         *,
-        best: str | None = None,
+        best: str | Sequence[str] | None = None,
         keep: str | Sequence[Rule] | None = None,
         save: str = "1ep",
+        background: bool | str = False,
+        read_back: bool = False,
         args: Any = None,
         loader: Iterable[Any] | None = None,
         rng: bool = True,
@@ -81,39 +89,34 @@ class Run:
         **objects: Any,
     ) -> None:
         _check_names(objects)
+        root, save = trial.current().begins(os.fspath(root), save)
         self._objects = {name: value for name, value in objects.items() if value is not None}
         for name, part in adapt_all(self._objects).items():  # what can't be saved is refused here, not hours later
             if isinstance(part, OptimizerPart) and part.param_names() is None:
                 log.warning(
                     "run %s: `%s` trains parameters of no model given to the run: they are not saved", root, name
                 )
-        words = save.split()
-        rules_of_time = [word for word in words if word != "signal"]
-        self._rules = parse_save(" ".join(rules_of_time)) if rules_of_time or not words else []
-        self._watch = SignalWatch(self._on_signal) if "signal" in words else None
-        rule = None if best is None else parse_best(best)
-        rules = with_best(parse_keep(keep, best=rule) if isinstance(keep, str) else tuple(keep or ()), rule)
-        texts = {"best": best, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(os.fspath(root), best=rule, keep=rules, texts=texts)
-        self._args = args
+        self._triggers, how = parse_triggers(save), parse_background(background)
+        self._watch = SignalWatch(self._on_signal) if self._triggers.signal else None
+        self._error_watch = ErrorWatch(self._on_error) if self._triggers.exception else None
+        bests = () if best is None else parse_bests(best)
+        rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
+        best_text = " ".join(map(str, bests)) or None
+        texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
+        self._folder = RunFolder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
+        self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
-        self._loader = None if loader is None else LoaderPart(loader)
+        self._feed = Feed(root, loader)
         self._epoch = self._step = self._batch = 0
         self._resumed: Position | None = None
         self._looked = False
-        self._loader_state: dict[str, Any] | None = None
-        self._rng_state: dict[str, Any] | None = None
         self._asked_at = 0
-        self._saved_at: Position | None = None
-        self._committed_time = time.monotonic()
         self._due: str | None = None
-        self._in_body = self._inside = self._committing = self._stepped = False
-        self._ended: dict[str, Any] | None = None
-        self._hooks = [
-            value.register_step_post_hook(self._on_optimizer_step)
-            for value in self._objects.values()
-            if isinstance(value, torch.optim.Optimizer)
-        ]
+        self._rest: tuple[Position, dict[str, Any]] | None = None
+        self._in_body = self._inside = self._counts = False
+        self._steps = StepWatch(self._objects.values())
+        self._baseline = Baseline(self._objects)
+        trial.current().made(self)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -145,13 +148,16 @@ class Run:
         if found is not None:
             self._epoch, self._step, self._batch = found.position.epoch, found.position.step, found.position.batch
             self._asked_at = self._step
-            self._resumed = self._saved_at = self.position
-            self._loader_state, self._rng_state = found.loader, found.rng
+            self._resumed = self._commits.at = self.position
+            self._feed.resume(found.loader, found.rng)
             for note in restore_rng(found.rng, self.path) if found.rng is not None else ():
                 log.warning("run %s: %s", self.path, note)
         elif self._start_from is not None:
             take_weights(self._start_from, self._objects, self.path)
         self._looked = True
+        for watch in (self._watch, self._error_watch):
+            if watch is not None:
+                watch.start()
         return self._resumed
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -165,15 +171,15 @@ class Run:
             count: epochs in all, those of earlier processes included.
         """
         self.resume()
-        if self._watch is not None:
-            self._watch.start()
+        self._counts = True
         while self._epoch < count:
             epoch = self._epoch
             yield epoch
             if self._epoch == epoch:
                 self.end(epoch)
-        if self._step and self._saved_at != self.position:
+        if self._step and self._commits.at != self.position:
             self._commit({})
+        self.wait()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The items of ``loader`` that are left of this epoch; counts steps and saves by rule between them.
@@ -185,51 +191,71 @@ class Run:
             loader: a DataLoader, or any iterable that gives the same items in each process.
         """
         self.resume()
-        iterator = self._begin(loader)
+        self._counts = True
+        iterator = self._feed.begin(loader, self.position, amid=self._in_body)
         while True:
+            self._commits.settle(wait=False)
             self._go_if_told()
-            moment = self._moment() if self._due_now() else None
+            due = self._due_now()
+            moment = self._moment() if due or self._triggers.exception else None
+            if moment is not None and not self._steps.accumulating:
+                self._rest = (self.position, moment)
             self._inside = True  # an item is being drawn or worked on: a signal waits
             try:
                 item = next(iterator)
             except StopIteration:
                 self._inside = False
-                self._ended = self._moment() if self._watch is not None else None
+                self._rest = (self.position, self._moment()) if self._watch or self._error_watch else None
                 return
-            if moment is not None:  # as it was before this item was drawn
+            except RuntimeError:  # of loader workers that were told to go as well, while an item was waited for
+                self._go_if_told()
+                raise
+            if due and moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
-            self._in_body, self._stepped = True, False
+            self._in_body, self._steps.stepped = True, False
             yield item
             self._count()
 
     def _on_signal(self, number: int) -> bool:
         """Saves now if the run's objects are whole now; else the next boundary between items does."""
-        log.warning("run %s: signal %d: saving, then leaving", self.path, number)
-        if self._inside or self._committing:
+        when = "saving" if self._counts else "the next run.save() saves"
+        log.warning("run %s: signal %d: %s, then leaving", self.path, number, when)
+        if self._inside or self._commits.active or not self._counts:
             return False
-        if self._step and self._saved_at != self.position:
-            self._commit({}, self._ended)
+        self._save_rest()
         return True
+
+    def _save_rest(self) -> None:
+        """Commits the present position, unless it is, and waits for it."""
+        if self._step and self._commits.at != self.position:
+            known = self._rest is not None and self._rest[0] == self.position
+            self._commit({}, self._rest[1] if self._rest is not None and known else None)
+        self.wait()
 
     def _go_if_told(self) -> None:
         """Saves and ends the program when a signal came while that had to wait."""
         if self._watch is not None and self._watch.pending is not None:
-            if self._saved_at != self.position:
-                self._commit({})
+            self._save_rest()
             self._watch.leave()
 
-    def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
-        self._ended = None
-        if self._loader is None or self._loader.obj is not loader:
-            self._loader = LoaderPart(loader)
-        state, self._loader_state = self._loader_state, None
-        if state is None:
-            if self._batch:
-                raise ArgumentError(f"`{self.path}`: stands in the middle of an epoch, and no loader's place was saved")
-            return self._loader.begin()
-        for note in self._loader.notes() if state["batch"] else ():
-            log.warning("run %s resumes at batch %d: %s", self.path, state["batch"], note)
-        return self._loader.go_on(state, self._rng_state)
+    def _on_error(self, error: BaseException) -> None:
+        """Commits what was done before an error that ends the training; says in the error what became of it."""
+        if not self._triggers.exception or not self._looked or isinstance(error, SystemExit | GeneratorExit):
+            return
+        try:
+            if self._steps.stepping:
+                error.add_note("holdfast: the error came out of an optimizer's step: its half-done state is not saved")
+                return
+            if self._in_body and self._steps.stepped:  # the item is done, as far as the weights are concerned
+                self._count()
+                self._rest = (self.position, self._moment())
+            if self._rest is not None and self._rest[0] != self._commits.at and self._rest[0].step:
+                self._commit({}, self._rest[1], self._rest[0])
+            self.wait()
+            if self._commits.at is not None:
+                error.add_note(f"holdfast: step {self._commits.at.step} of the run is saved")
+        except HoldfastError as failed:
+            error.add_note(f"holdfast: the run could not be saved: {failed}")
 
     def _count(self) -> None:
         if self._in_body:
@@ -240,15 +266,16 @@ class Run:
 
     def _due_now(self) -> bool:
         """Whether a rule asks for a save here, between two items; inside a gradient accumulation it waits."""
-        seconds = time.monotonic() - self._committed_time
-        reason = is_due(self._rules, step=self._step, last_step=self._asked_at, seconds=seconds)
+        seconds = time.monotonic() - self._commits.time
+        reason = is_due(self._triggers.rules, step=self._step, last_step=self._asked_at, seconds=seconds)
         self._asked_at = self._step
-        self._due = self._due or reason
-        accumulating = bool(self._hooks) and not self._stepped
-        return self._due is not None and not accumulating and self._saved_at != self.position
-
-    def _on_optimizer_step(self, *_: Any) -> None:
-        self._stepped = True
+        self._due = self._due or reason or ("the save before was torn" if self._commits.torn else None)
+        if self._due is None or self._commits.at == self.position or self._steps.accumulating:
+            return False
+        if self._commits.held_back == "skip":
+            log.info("run %s: step %d is not saved: the save before is under way", self.path, self._step)
+            self._due = None
+        return not self._commits.held_back
 
     def end(self, epoch: int, **metrics: Any) -> Committed | None:
         """Ends an epoch: commits when a save rule or a new best asks for it, else only keeps the metrics.
@@ -266,35 +293,40 @@ class Run:
         """
         if epoch != self._epoch:
             raise ArgumentError(f"`{self.path}`: end({epoch}) during epoch {self._epoch}")
-        values = {name: _number(name, value) for name, value in metrics.items()}
+        values = {name: number_of(name, value) for name, value in metrics.items()}
         self._count()
         self._inside = True  # a signal waits for the metrics to be committed
         self._epoch, self._batch = epoch + 1, 0
-        seconds = time.monotonic() - self._committed_time
+        seconds = time.monotonic() - self._commits.time
         reason = self._due or is_due(
-            self._rules, step=self._step, last_step=self._asked_at, epochs_done=self._epoch, seconds=seconds
+            self._triggers.rules, step=self._step, last_step=self._asked_at, epochs_done=self._epoch, seconds=seconds
         )
         self._asked_at = self._step
-        rule = self._folder.best_rule
-        self._ended, committed = None, None
+        committed = None
         told = self._watch is not None and self._watch.pending is not None
-        if reason or told or (rule is not None and self._folder.is_best(values.get(rule.metric))):
+        if reason or told or self._is_best(values):
             committed = self._commit(values)
         elif values:
-            self._folder.note_metrics(self._step, epoch, values)
+            self._commits.note(self.position, values)
         self._inside = False
         self._go_if_told()
         return committed
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        if not any(rule.metric in metrics for rule in self._folder.best_rules):
+            return False
+        self._commits.settle(wait=True)  # what is on its way has metrics too
+        return self._folder.is_best(metrics)
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def save(
         self, *, step: int | None = None, epoch: int | None = None, metrics: Mapping[str, Any] | None = None
     ) -> Committed:
-        """Commits now.
+        """Commits now; in the background it returns at once, and ``wait()`` when it is on the disk.
 
         Inside ``batches`` the present item counts as done: call it after the optimizer's step. A loop of your own
-        says where it is.
+        says where it is, and a signal that came meanwhile ends the program after this commit.
 
         Args:
             step: items done since the run began; by default what ``batches`` counted.
@@ -303,7 +335,8 @@ class Run:
 
         Raises:
             ArgumentError: the step is saved already, or lies behind one that is.
-            StorageError: the disk is full or failed; every older checkpoint is intact.
+            StorageError: the disk is full or failed; every older checkpoint is intact. In the background the next call
+                of the run raises it.
         """
         self.resume()
         self._count()
@@ -311,31 +344,33 @@ class Run:
             self._step = step
         if epoch is not None:
             self._epoch = epoch
-        return self._commit({name: _number(name, value) for name, value in (metrics or {}).items()})
+        committed = self._commit({name: number_of(name, value) for name, value in (metrics or {}).items()})
+        if not self._counts:
+            self._go_if_told()
+        return committed
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on the disk.
+
+        Raises:
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
+        self._commits.settle(wait=True)
+        if self._commits.torn:
+            self._commit({})
+            self._commits.settle(wait=True)
 
     def _moment(self) -> dict[str, Any]:
-        """What changes when the next item is drawn, before it is: random state and the loader's place."""
-        moment: dict[str, Any] = {"rng": capture_rng()} if self._keeps_rng else {}
-        if self._loader is not None:
-            moment["loader"] = self._loader.capture(self._batch)
-        return moment
+        return self._commits.moment(self._feed.part, self._batch)
 
-    def _commit(self, metrics: Mapping[str, float], moment: dict[str, Any] | None = None) -> Committed:
-        tree: dict[str, Any] = {**self._objects, **(self._moment() if moment is None else moment)}
-        if self._args is not None:
-            tree["args"] = self._args
-        first = self._saved_at is None
-        self._committing = True  # a signal that comes now must not begin another
-        try:
-            document, notes = document_of(tree, row_major=True)
-            committed = self._folder.commit(
-                document, step=self._step, epoch=self._epoch, batch=self._batch, metrics=metrics
-            )
-        finally:
-            self._committing = False
-        self._saved_at, self._due = self.position, None
-        self._committed_time = time.monotonic()
-        for note in (*notes, *(self._loader.notes() if self._loader else ())) if first else ():
+    def _commit(
+        self, metrics: Mapping[str, float], moment: dict[str, Any] | None = None, at: Position | None = None
+    ) -> Committed:
+        """Commits the objects as they are, at the present position or ``at`` another."""
+        first = self._commits.at is None
+        committed = self._commits.make(at or self.position, metrics, self._moment() if moment is None else moment)
+        self._due = None
+        for note in self._feed.notes() if first else ():
             log.info("run %s: %s", self.path, note)
         return committed
 
@@ -343,7 +378,8 @@ class Run:
 
     @property
     def best(self) -> SavedCheckpoint:
-        """The best checkpoint by the ``best`` rule. Raises MissingPart while there is none."""
+        """The best checkpoint by the first ``best`` rule. Raises MissingPart while there is none."""
+        self.wait()
         found = self._folder.best()
         if found is None:
             raise MissingPart(f"`{self.path}`: no checkpoint has a number for the best= rule yet", file=self.path)
@@ -352,25 +388,47 @@ class Run:
     @property
     def last(self) -> SavedCheckpoint:
         """The newest checkpoint. Raises MissingPart while there is none."""
+        self.wait()
         found = self._folder.newest()
         if found is None:
             raise MissingPart(f"`{self.path}`: no checkpoint yet", file=self.path)
         return SavedCheckpoint(found.path, self._objects)
 
+    def audit(self) -> AuditReport:
+        """Searches the program for what is alive and stateful and not in this run, and in its objects for what changed
+        and is in no ``state_dict``. Changes nothing. Call it where the training is, inside the loop or behind it.
+        """
+        return audit(self.path, self._objects, self._feed.part, self._baseline)
+
     def close(self) -> None:
-        """Lets go of the run's lock and of the optimizers; closing twice is fine."""
-        if self._watch is not None:
-            self._watch.stop()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._folder.close()
+        """Waits for what is being saved, then lets go of the run's lock and of the optimizers; twice is fine.
+
+        Raises:
+            StorageError: the last save failed; every older checkpoint is intact.
+        """
+        try:
+            if self._folder.held:
+                self.wait()
+        finally:
+            for watch in (self._watch, self._error_watch):
+                if watch is not None:
+                    watch.stop()
+            self._steps.stop()
+            self._commits.close()
+            self._folder.close()
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        self._on_error(error)
+        try:
+            self.close()
+        except HoldfastError as failed:  # the error that ended the training is the one to see
+            error.add_note(f"holdfast: the save before failed: {failed}")
 
     def __repr__(self) -> str:
         return f"Run({self.path!r}, {self.position})"
@@ -378,14 +436,5 @@ class Run:
 
 def _check_names(objects: Mapping[str, Any]) -> None:
     for name in objects:
-        if name in _LATER:
-            raise ArgumentError(f"{name}= is not in this version; leave it out")
         if name in OWN_PARTS:
             raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentError(f"metric {name!r} is {type(value).__name__} {value!r:.60}; a number is wanted") from None

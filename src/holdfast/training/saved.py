@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ from holdfast.policy.report import LoadReport
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.restore import RestoreOptions, restore_objects
+
+BUILT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that were built from a checkpoint: what they hold is saved, and an audit has nothing to say about them."""
 
 
 class SavedCheckpoint:
@@ -62,6 +66,7 @@ class SavedCheckpoint:
         self.restore(mode=mode, **{name: made})
         for parameter in made.parameters():
             parameter.grad = None
+        BUILT.add(made)
         return made
 
     def restore(self, *, mode: Literal["eval", "train"] | None = None, **objects: Any) -> LoadReport:

@@ -31,6 +31,32 @@ class EverySeconds(msgspec.Struct, frozen=True):
 SaveRule = EverySteps | EveryEpochs | EverySeconds
 
 
+class Triggers(msgspec.Struct, frozen=True):
+    """What makes a run save.
+
+    Attributes:
+        rules: of steps, epochs and time.
+        signal: when the process is told to go.
+        exception: when an error ends the training.
+    """
+
+    rules: tuple[SaveRule, ...] = ()
+    signal: bool = False
+    exception: bool = False
+
+
+def parse_triggers(text: str) -> Triggers:
+    """``"500step 1ep signal exception"`` as triggers; ``end`` alone saves at the end of the training only.
+
+    Raises:
+        ArgumentError: a word that is none; the message lists the units. Or nothing at all.
+    """
+    words = text.split()
+    timed = [word for word in words if word not in ("signal", "exception", "end")]
+    rules = parse_save(" ".join(timed)) if timed or not words else []
+    return Triggers(tuple(rules), "signal" in words, "exception" in words)
+
+
 def parse_save(text: str) -> list[SaveRule]:
     """``"500step 1ep 15min"`` as rules.
 

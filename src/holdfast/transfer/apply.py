@@ -19,7 +19,7 @@ from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check
 from holdfast.policy.names import without_wrappers
 from holdfast.policy.policies import Warm
-from holdfast.serialization.memory import bump_versions
+from holdfast.serialization.memory import announce_write, bump_versions
 from holdfast.serialization.reading import count_lost, fill, live_dtype, read_tree
 from holdfast.state.flatten import map_leaves
 from holdfast.state.paths import printable
@@ -46,6 +46,7 @@ def refuse_lossy(plans: list[ObjectPlan], file: str) -> None:
 def carry_out(plans: list[ObjectPlan], *, hyper: str, keep_spare: bool, file: str) -> None:
     """Changes the live objects. What can fail for a reason of its own comes first and is undone when it does."""
     states = {plan.name: _state_to_assign(plan, hyper, file) for plan in plans if plan.assign is not None}
+    announce_write()
     with held_interrupts():
         undo: list[tuple[StatefulPart, Any]] = []
         made: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -1,0 +1,173 @@
+"""Copies off an accelerator, on a stand-in whose side stream does its work as late as it may.
+
+A copy on the side stream runs when somebody waits for its event, not when it is started. So a wait that is missing
+shows as bytes of a later moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from holdfast.errors import SnapshotTorn
+from holdfast.formats.base import Document, Segment, StoredTensor
+from holdfast.serialization.memory import TensorSource
+from holdfast.serialization.offload import Offload
+from holdfast.spec import TensorSpec
+from holdfast.state.flatten import leaves
+from holdfast.storage.workers import BLOCK
+from holdfast.training import offloads as offloads_module
+from holdfast.training.offloads import Offloads
+from holdfast.training.snapshot import Snapshot
+from holdfast.training.staging import Staging, host_memory
+
+
+class Late(TorchFunctionMode):
+    """Puts every copy_ off."""
+
+    def __init__(self, queue: list[Callable[[], Any]]) -> None:
+        super().__init__()
+        self._queue = queue
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.copy_:
+            self._queue.append(lambda: args[0].copy_(args[1]))
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class Stream:
+    def __init__(self, *_: Any) -> None:
+        self.queue: list[Callable[[], Any]] = []
+        self.waited_for: list[Any] = []
+
+    def wait_stream(self, other: Any) -> None:
+        self.waited_for.append(other)
+
+    def wait_event(self, event: Event) -> None:
+        event.synchronize()  # what comes next on this stream runs after it
+
+    def record_event(self) -> Event:
+        return Event(self, len(self.queue))
+
+
+class Event:
+    def __init__(self, stream: Stream, length: int) -> None:
+        self._stream = stream
+        self._length = length
+        self.waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
+        done, self._stream.queue[: self._length] = self._stream.queue[: self._length], [lambda: None] * self._length
+        for copy in done:
+            copy()
+
+
+class Api:
+    """The part of torch that belongs to the device, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.current = Stream()
+
+    def Stream(self, _: torch.device) -> Stream:  # noqa: N802  # torch's name
+        return Stream()
+
+    def current_stream(self, _: torch.device) -> Stream:
+        return self.current
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        with Late(stream.queue):
+            yield
+
+
+class Trained:
+    """A parameter that an optimizer owns and a buffer that nobody does, both "on the device"."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(offloads_module, "can_offload", lambda _: True)
+        self.api = Api()
+        self.offloads = Offloads(lambda device: Offload(device, self.api), host_memory)
+        self.weight = nn.Parameter(torch.arange(float(BLOCK // 2)))
+        self.buffer = torch.ones(100, 7)
+        self.optimizer = torch.optim.SGD([self.weight], lr=1.0)
+        self.begin()
+
+    def begin(self) -> None:
+        tree = {name: stored(tensor) for name, tensor in (("weight", self.weight.detach()), ("buffer", self.buffer))}
+        self.before = {"weight": self.weight.detach().clone(), "buffer": self.buffer.clone()}
+        self.snapshot = Snapshot(Document(tree), Staging(), [self.optimizer], offloads=self.offloads)
+
+    def read(self, name: str) -> torch.Tensor:
+        leaf = {path[-1]: leaf for path, leaf in leaves(self.snapshot.document.tree)}[name]
+        data = bytearray(leaf.segment.length)
+        leaf.segment.source.take_into(0, memoryview(data))
+        return torch.frombuffer(data, dtype=torch.float32).reshape(self.before[name].shape)
+
+    def step(self) -> None:
+        self.weight.grad = torch.ones_like(self.weight)
+        self.snapshot.before_step(self.optimizer, closure=False)
+        self.optimizer.step()
+
+
+def stored(tensor: torch.Tensor) -> StoredTensor:
+    source = TensorSource(tensor)
+    return StoredTensor(TensorSpec("float32", tuple(tensor.shape)), Segment(source, 0, source.size))
+
+
+def test_the_training_goes_on_and_the_copies_are_of_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained(monkeypatch)
+    for _ in range(3):
+        trained.step()
+        trained.buffer.add_(1)
+        assert torch.equal(trained.read("buffer"), trained.before["buffer"])
+        assert torch.equal(trained.read("weight"), trained.before["weight"])
+        assert not torch.equal(trained.weight.detach(), trained.before["weight"])
+        trained.snapshot.check()
+        trained.snapshot.close()
+        assert trained.snapshot.copied == 0  # the processor copied nothing
+        trained.begin()
+
+
+def test_what_anything_may_change_is_waited_for_at_once_and_the_rest_before_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = Trained(monkeypatch)
+    trained.buffer.zero_()  # the next thing the device does
+    assert torch.equal(trained.read("buffer"), trained.before["buffer"])
+    sources = [leaf.segment.source for _, leaf in leaves(trained.snapshot.document.tree)]
+    weight = sources[0].event
+    assert weight.waits == 0
+    trained.step()
+    assert weight.waits == 1
+
+
+def test_the_stand_in_shows_a_missing_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Offload, "hold_back", lambda *_: None)
+    trained = Trained(monkeypatch)
+    trained.step()
+    trained.buffer.zero_()
+    assert not torch.equal(trained.read("weight"), trained.before["weight"])
+    assert not torch.equal(trained.read("buffer"), trained.before["buffer"])
+
+
+def test_a_write_behind_the_optimizer_tears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained(monkeypatch)
+    with torch.no_grad():
+        trained.weight.clamp_(max=3)
+    trained.step()
+    with pytest.raises(SnapshotTorn, match="`weight`: was written by the program"):
+        trained.snapshot.check()
+
+
+def test_the_side_stream_sees_what_was_started_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = Trained(monkeypatch)
+    (offload,) = trained.offloads._offloads.values()
+    assert offload._stream.waited_for == [trained.api.current]
