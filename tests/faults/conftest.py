@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from holdfast.runs import placing, shards
+from tests.faults.scenarios import SMALL
+
 Script = Callable[..., list[dict[str, Any]]]
 
 
@@ -63,3 +66,10 @@ def memory_disk(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="holdfast-faults-", dir="/dev/shm") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def small_files_are_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run links files here as it does large ones."""
+    monkeypatch.setattr(placing, "SPLIT", SMALL)
+    monkeypatch.setattr(shards, "SPLIT", SMALL)

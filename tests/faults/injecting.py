@@ -24,7 +24,7 @@ import torch
 
 from holdfast.errors import HoldfastError
 from tests.faults.killing import FAILED, Promised, Scenario, after_a_stop, in_child, stages_of
-from tests.faults.scenarios import SCENARIOS, between
+from tests.faults.scenarios import SCENARIOS, between, share_small_files
 
 SAID = 5
 """How a child exits that raised an error of holdfast's own."""
@@ -102,6 +102,7 @@ def main(root: str, name: str, *specs: str) -> None:
     """Prints ``{"scenario":, "spec":, "calls":, "raised":, "wrong":}`` for each spec."""
     torch.set_num_threads(1)
     logging.disable()
+    share_small_files()
     gc.collect()
     gc.freeze()
     for number, spec in enumerate(specs):

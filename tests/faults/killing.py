@@ -27,7 +27,18 @@ from typing import Any
 import torch
 
 import holdfast
-from tests.faults.scenarios import SCENARIOS, Promised, Scenario, between, fault, go_on, loaded_whole, state, vary
+from tests.faults.scenarios import (
+    SCENARIOS,
+    Promised,
+    Scenario,
+    between,
+    fault,
+    go_on,
+    loaded_whole,
+    share_small_files,
+    state,
+    vary,
+)
 from tests.faults.simulated_disk import on_disk
 
 CHANGING = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "chmod", "fchmod", "fsync", "fdatasync")
@@ -189,6 +200,7 @@ def main(root: str, seed: str, rounds: str, every: str, only: str = "", number: 
     """Prints ``{"scenario":, "saves":, "kills":, "wrong":}`` for each scenario that was played."""
     torch.set_num_threads(1)
     logging.disable()
+    share_small_files()
     gc.collect()
     gc.freeze()
     for played in range(int(rounds)):

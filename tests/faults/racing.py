@@ -32,7 +32,7 @@ from holdfast.cli.main import main as holdfast_main
 from holdfast.errors import NotFound, RunLocked
 from holdfast.runs.catalog import scan
 from tests.faults.killing import KillAt
-from tests.faults.scenarios import copied, objects, put, same, save_step, state
+from tests.faults.scenarios import copied, objects, put, same, save_step, share_small_files, state
 
 WRITERS, READERS = 8, 4
 
@@ -182,6 +182,7 @@ def main(root: str, what: str, commits: str) -> None:
     """Starts them all, replaces those that are killed, and waits until all have ended."""
     torch.set_num_threads(1)
     logging.disable()
+    share_small_files()
     objects()
     gc.collect()
     gc.freeze()

@@ -25,6 +25,7 @@ from torch import nn
 import holdfast
 from holdfast.cli.main import INTERRUPTED, main
 from holdfast.errors import HoldfastError, StorageError
+from holdfast.runs import placing, shards
 from holdfast.runs.layout import parse_step
 from holdfast.runs.run_file import write_pin
 
@@ -37,6 +38,8 @@ Whole = Callable[[str, int], str | None]
 # ---- objects whose every number follows from the step ---------------------------------------------------------------
 
 
+SMALL = 24
+"""Bytes that a file needs here to be linked: as many as the frozen part has."""
 _shape = [3]
 
 
@@ -48,15 +51,20 @@ def vary(seed: int) -> None:
     state.cache_clear()
 
 
+def share_small_files() -> None:
+    """Lets a run link files that are too small for it otherwise; here all are."""
+    placing.SPLIT = shards.SPLIT = SMALL
+
+
 @functools.lru_cache(maxsize=1)
 def objects() -> dict[str, Any]:
-    """A model with a frozen part and a buffer, and its optimizer; always the same ones, as making them takes time."""
+    """A model with a frozen part, its optimizer, and a model that never changes; made once, since it takes time."""
     torch.manual_seed(0)
     body = nn.Sequential(*(nn.Linear(before, after) for before, after in itertools.pairwise([2, *_shape])))
     net = nn.ModuleDict({"body": body, "norm": nn.BatchNorm1d(3), "frozen": nn.Linear(3, 2)})
     net["frozen"].requires_grad_(False)
     opt = torch.optim.SGD([*body.parameters(), *net["norm"].parameters()], lr=0.1, momentum=0.9)
-    return {"model": net, "opt": opt}
+    return {"model": net, "opt": opt, "teacher": nn.Linear(2, 2).requires_grad_(False)}
 
 
 def put(step: int) -> dict[str, Any]:
@@ -69,6 +77,15 @@ def put(step: int) -> dict[str, Any]:
             live["opt"].state[parameter] = {"momentum_buffer": numbers - step}
         live["model"]["norm"].running_mean.fill_(step)
     return live
+
+
+def step_once() -> None:
+    """A step of the optimizer, as a training makes it: what is being saved has been copied after it."""
+    opt = objects()["opt"]
+    for parameter in opt.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    opt.step()
+    opt.zero_grad()
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,7 +288,7 @@ def save_step(run: holdfast.Run, step: int, **metrics: float) -> None:
     """Gives the objects the numbers of a step and commits it; returns when it is durable."""
     put(step)
     run.save(step=step, metrics=metrics)
-    getattr(run, "wait", lambda: None)()
+    run.wait()
 
 
 def fill(root: Path, *steps: int, **options: Any) -> Promised:
@@ -362,8 +379,20 @@ def _ends_epochs(root: Path, now: Promised) -> Iterator[Promised]:
         yield (now := replace(now, noted=1))
         list(run.batches([None] * 2))  # step 3
         run.end(1, loss=2.0)
-        getattr(run, "wait", lambda: None)()
+        run.wait()
         yield replace(now, steps=now.steps | {3})
+
+
+def _saves_in_the_background(root: Path, now: Promised) -> Iterator[Promised]:
+    with holdfast.Run(root / "run", **put(0), rng=False, keep="last:2", background=True) as run:
+        run.resume()
+        yield now
+        for step in (2, 3):
+            put(step)
+            run.save(step=step)
+            step_once()  # from here on the numbers may change again
+        run.wait()
+        yield replace(now, steps=frozenset({2, 3}))
 
 
 def _verbs(root: Path, now: Promised) -> Iterator[Promised]:
@@ -396,6 +425,7 @@ SCENARIOS: dict[str, Scenario] = {
     "going back": Scenario(lambda root: fill(root, 1, 2, 3), _goes_back, 1),
     "a damaged one": Scenario(_damaged, _quarantines, 1),
     "ends of epochs": Scenario(lambda root: fill(root, 1), _ends_epochs, 1),
+    "in the background": Scenario(lambda root: fill(root, 1), _saves_in_the_background, 2),
     "verbs": Scenario(lambda root: fill(root, 1, 2, 3), _verbs, 0),
     "single files": Scenario(_files, _replaces_files, 3),
 }

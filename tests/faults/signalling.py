@@ -21,7 +21,7 @@ import torch
 import holdfast
 from holdfast.runs.catalog import scan
 from tests.faults.killing import KillAt, in_child
-from tests.faults.scenarios import go_on, loaded_whole, objects, put
+from tests.faults.scenarios import go_on, loaded_whole, objects, put, share_small_files, step_once
 
 ITEMS = 3
 
@@ -32,7 +32,7 @@ def train(root: Path) -> Iterator[int]:
         try:
             for epoch in run.epochs(1):
                 for _ in run.batches([torch.zeros(1)] * ITEMS):
-                    objects()["opt"].step()  # or the save would wait for it
+                    step_once()  # or the save would wait for it
                     put(run.position.step + 1)
                     yield run.position.step + 1
                 run.end(epoch)
@@ -58,6 +58,7 @@ def main(root: str, every: str, *numbers: str) -> None:
     """Prints ``{"signals":, "left":, "wrong":}`` for each: how many were sent, how many ended it as they should."""
     torch.set_num_threads(1)
     logging.disable()
+    share_small_files()
     objects()
     gc.collect()
     gc.freeze()

@@ -18,6 +18,8 @@ from tests.faults.scenarios import SCENARIOS, between, put, save_step, state
 from tests.faults.simulated_disk import installed
 from tests.faults.test_commit_order import Failing
 
+pytestmark = pytest.mark.usefixtures("small_files_are_linked")
+
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 
 

@@ -19,6 +19,8 @@ from holdfast.runs.verify import verify
 from holdfast.state.paths import dotted
 from tests.faults.scenarios import copied, fill, put, same, state
 
+pytestmark = pytest.mark.usefixtures("small_files_are_linked")
+
 Damage = Iterator[tuple[Path, int, bytes]]
 """The file, the first byte concerned, and what is in the file now."""
 
@@ -116,7 +118,6 @@ def test_every_byte_of_a_checkpoint_and_every_length(folder: Path, counted: Call
     with holdfast.Run(folder.parent, **put(3)) as run:
         run.resume()
         run.save(step=3)
-        getattr(run, "wait", lambda: None)()
     newest = folder.with_name("step-00000003")
     bits, wrong = unnoticed(newest, flips(files_in(newest)), flipped=True)
     assert wrong == []

@@ -15,6 +15,8 @@ import pytest
 from tests.faults.scenarios import RUNS, SCENARIOS, Promised, between, fault, go_on, loaded_whole
 from tests.faults.simulated_disk import Recording, State, installed, on_disk, write_state
 
+pytestmark = pytest.mark.usefixtures("small_files_are_linked")
+
 Skip = tuple[str, str]
 """Which calls of fsync are left out: ``("file", part of its path)`` or ``("folder", end of its path)``."""
 
