@@ -3,19 +3,21 @@
 The rules are those that POSIX promises and no more. Bytes of a file are safe after its fsync; until then the file may
 be empty, filled with zeros, half written or whole. A name is safe after an fsync of its folder; until then each
 change to a folder may have reached the medium or not, whatever happened to the others. A rename is one change, also
-between two folders.
+between two folders. A file may have several names, in several folders: its bytes are safe or not for all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.storage.syscalls import Syscalls
+from holdfast.storage.syscalls import LOCAL, Syscalls
 
 State = dict[str, bytes | None]
 """What is on a disk: bytes of each file by its path, None for a folder."""
@@ -64,10 +66,15 @@ class Disk:
         self.root_path = os.path.realpath(root)
         self.root = self._load(Path(self.root_path))
 
-    def _load(self, path: Path) -> Folder:
+    def _load(self, path: Path, files: dict[int, File] | None = None) -> Folder:
         folder = Folder()
+        files = {} if files is None else files
         for entry in path.iterdir():
-            node = self._load(entry) if entry.is_dir() else File(bytearray(entry.read_bytes()), entry.read_bytes())
+            node: File | Folder
+            if entry.is_dir():
+                node = self._load(entry, files)
+            else:  # one for each inode, whatever its names
+                node = files.setdefault(entry.stat().st_ino, File(bytearray(entry.read_bytes()), entry.read_bytes()))
             folder.live[entry.name] = folder.synced[entry.name] = node
         return folder
 
@@ -106,21 +113,11 @@ class Disk:
                 if change in other.pending:
                     other.pending.remove(change)
 
-    def after_power_cut(self) -> Iterator[State]:
-        """Every state that may be found, or a fixed sample of many when there are too many."""
+    def after_power_cut(self, most: int = MOST_STATES) -> Iterator[State]:
+        """Every state that may be found, or a fixed sample of ``most`` when there are more."""
         changes, files = self._unsafe()
         choices: list[Sequence[object]] = [(False, True)] * len(changes) + [file.variants() for file in files]
-        count = 1
-        for choice in choices:
-            count *= len(choice)
-        picks: Iterator[tuple[object, ...]] = itertools.product(*choices)
-        if count > MOST_STATES:
-            chance = random.Random(len(choices))
-            everything = tuple(choice[-1] for choice in choices)
-            nothing = tuple(choice[0] for choice in choices)
-            sample = (tuple(chance.choice(choice) for choice in choices) for _ in range(MOST_STATES))
-            picks = itertools.chain([everything, nothing], sample)
-        for pick in picks:
+        for pick in _picks(choices, most):
             kept = [change for change, keep in zip(changes, pick, strict=False) if keep]
             contents = {id(file): data for file, data in zip(files, pick[len(changes) :], strict=True)}
             yield self._state(kept, contents)
@@ -158,10 +155,30 @@ class Disk:
                     state[prefix + name] = None
                     walk(node, f"{prefix}{name}/")
                 else:
-                    state[prefix + name] = contents.get(id(node), bytes(node.data))
+                    state[prefix + name] = contents.get(id(node), node.synced)
 
         walk(self.root, "")
         return state
+
+
+def _picks(choices: Sequence[Sequence[object]], most: int) -> Iterator[tuple[object, ...]]:
+    """All combinations; when there are too many, those where one thing differs from all or nothing, and a sample."""
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count <= most:
+        yield from itertools.product(*choices)
+        return
+    everything = tuple(choice[-1] for choice in choices)
+    nothing = tuple(choice[0] for choice in choices)
+    yield everything
+    yield nothing
+    for at, choice in enumerate(choices):
+        yield (*everything[:at], choice[0], *everything[at + 1 :])
+        yield (*nothing[:at], choice[-1], *nothing[at + 1 :])
+    chance = random.Random(len(choices))
+    for _ in range(most):
+        yield tuple(chance.choice(choice) for choice in choices)
 
 
 def _apply(change: Change, names: dict[int, dict[str, File | Folder]]) -> None:
@@ -174,17 +191,30 @@ def _apply(change: Change, names: dict[int, dict[str, File | Folder]]) -> None:
 
 
 class Recording(Syscalls):
-    """Does every call on the real disk and tells the model; yields what a power cut after each may leave."""
+    """Does every call on the real disk and tells the model; keeps what a power cut after each may leave.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder that is the disk.
+        judge: told of each state that a power cut after each call may leave; without it ``states`` keeps them.
+        most: states after one call.
+    """
+
+    def __init__(
+        self, root: Path, judge: Callable[[str, Iterator[State]], None] | None = None, most: int = MOST_STATES
+    ) -> None:
         self.disk = Disk(root)
-        self.states: list[list[State]] = [list(self.disk.after_power_cut())]
         self.calls: list[str] = []
+        self.states: list[list[State]] = [] if judge else [list(self.disk.after_power_cut(most))]
+        self._judge = judge
+        self._most = most
         self._files: dict[int, File] = {}
 
     def _done(self, call: str) -> None:
         self.calls.append(call)
-        self.states.append(list(self.disk.after_power_cut()))
+        if self._judge is not None:
+            self._judge(call, self.disk.after_power_cut(self._most))
+        else:
+            self.states.append(list(self.disk.after_power_cut(self._most)))
 
     def open_new(self, path: str, mode: int) -> int:
         fd = super().open_new(path, mode)
@@ -249,6 +279,39 @@ class Recording(Syscalls):
         super().fsync_folder(path)
         self.disk.fsync_folder(path)
         self._done("fsync_folder")
+
+
+@contextlib.contextmanager
+def installed(syscalls: Syscalls) -> Iterator[None]:
+    """Sends every call that holdfast makes through ``syscalls``, one at a time, as long as the block runs."""
+    guard = threading.RLock()
+
+    def sent(name: str) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            with guard:
+                return getattr(syscalls, name)(*arguments)
+
+        return call
+
+    names = [name for name in vars(Syscalls) if not name.startswith("_")]
+    for name in names:
+        setattr(LOCAL, name, sent(name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(LOCAL, name)
+
+
+def write_state(state: State, root: Path) -> None:
+    """Makes a folder of what is left after a power cut."""
+    for name, data in state.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(data)
 
 
 def on_disk(root: Path) -> State:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from holdfast.errors import NotFound, StorageError
+from holdfast.runs import catalog as catalog_module
 from holdfast.runs.catalog import best, by_metric, choose_resume, is_run, metric_of, scan
 from holdfast.runs.layout import step_name
-from holdfast.runs.manifest import encode
+from holdfast.runs.manifest import Manifest, encode
 from holdfast.runs.run_file import BestRule
 from tests.runs.hand_made import commit, facts, flip
 
@@ -125,6 +127,20 @@ def test_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(StorageError, match="loop`: can't be listed: Too many levels"):
         scan(tmp_path / "loop")
+
+
+def test_a_step_that_is_pruned_meanwhile_is_not_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(root, 1, TREE)
+    commit(root, 2, TREE)
+    read = catalog_module.read_manifest
+
+    def prune_first(folder: str) -> Manifest:
+        if folder.endswith(step_name(1)):
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(catalog_module, "read_manifest", prune_first)
+    assert [one.step for one in scan(root).checkpoints] == [2]
 
 
 def test_a_file_where_a_folder_is_expected_hides_nothing(root: Path) -> None:

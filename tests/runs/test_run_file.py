@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound, UnknownFormat
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError, UnknownFormat
 from holdfast.runs.run_file import (
     BestRule,
     EpochMetrics,
@@ -117,3 +117,10 @@ def test_a_time_with_another_zone_is_the_same_moment(root: Path) -> None:
     found = read_run_file(root)
     assert found is not None
     assert found.created == NOON
+
+
+def test_pins_that_can_not_be_listed_are_not_none(root: Path) -> None:
+    commit(root, 1)
+    (root / "pins").symlink_to("pins")
+    with pytest.raises(StorageError, match="pins`: can't be listed: Too many levels"):
+        read_pins(root)

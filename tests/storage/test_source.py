@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -223,3 +224,31 @@ def test_remainder() -> None:
     assert [bytes(view) for view in remainder(views, 2)] == [b"c", b"", b"defg"]
     assert [bytes(view) for view in remainder(views, 4)] == [b"efg"]
     assert remainder(views, 7) == []
+
+
+def test_a_file_that_the_machine_can_not_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").write_bytes(DATA)
+
+    def fail(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fail)
+        with pytest.raises(StorageError, match="data`: can't be looked at: Stale file handle"):
+            FileSource(tmp_path / "data")
+
+
+def test_a_close_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").write_bytes(DATA)
+    source = FileSource(tmp_path / "data")
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fail)
+        source.close()
+    with pytest.raises(ArgumentError, match="read after it was closed"):
+        source.read(0, 1)

@@ -11,13 +11,12 @@ from holdfast.cli.output import coloured, say, say_json, say_table, size_text
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.runs.catalog import Catalog
 from holdfast.runs.lock import RunLock
-from holdfast.runs.moves import prune
+from holdfast.runs.moves import prune, sweep_run
 from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
 from holdfast.runs.run_file import read_pins
 from holdfast.runs.standing import Rules, read_rules, scan_run
 from holdfast.runs.verify import verify
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import sweep
 
 
 @click.command("prune", epilog='Example: holdfast prune runs/a --keep "last:2 best:1" --dry-run')
@@ -40,7 +39,7 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
             if not all(one.keep for one in plan.decisions):
                 _check_newest(plan.catalog)
             prune(plan.catalog, plan.decisions)
-            sweep(folder, folders=True)  # what killed writers left: this process holds the lock
+            sweep_run(folder)  # what killed writers left: this process holds the lock
     if as_json:
         say_json(_as_json(plan, dry_run=dry_run))
     else:

@@ -114,9 +114,10 @@ def scan(root: str | os.PathLike[str]) -> Catalog:
     names = names_in(path)
     steps = sorted(step for name in names if (step := parse_step(name)) is not None)
     by_step = {parse_step(name): name for name in names}
+    listed = [_listed(os.path.join(path, by_step[step]), step) for step in steps]
     return Catalog(
         root=path,
-        checkpoints=tuple(_listed(os.path.join(path, by_step[step]), step) for step in steps),
+        checkpoints=tuple(one for one in listed if one.manifest or os.path.lexists(one.path)),  # else pruned meanwhile
         partial=tuple(sorted(step for name in names if (step := parse_leftover(name)) is not None)),
         quarantined=_moved(path, QUARANTINE, names),
         superseded=_moved(path, SUPERSEDED, names),

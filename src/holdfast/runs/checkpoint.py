@@ -77,11 +77,19 @@ class Checkpoint(Container):
         """The tree with a StoredTensor for each tensor; tied ones share their Segment.
 
         Raises:
-            FormatError: state.json is damaged.
+            FormatError: state.json is damaged, or the header of a container.
         """
+        self._check_heads()
         data = self._recorded(STATE, STATE_LIMIT)
         tree = decode_state(data, self._tensors.__getitem__, len(self._tensors), os.path.join(self.file, STATE))
         return Document(tree, self.manifest.objects, self.manifest.metadata)
+
+    def _check_heads(self) -> None:
+        """Headers are not needed here, since entries.json says it all; but who resumes is to know of every damage."""
+        for name, source in self._sources.items():
+            record = self.manifest.files[name]
+            covered = record.size if record.head is None else record.head
+            check_digest(source.read(0, covered), record.digest, file=source.name)
 
     def segments(self) -> list[Segment]:
         """The bytes of every stored tensor with their chunk digests."""

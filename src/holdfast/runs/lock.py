@@ -24,6 +24,7 @@ from holdfast.errors import RunLocked, StorageError
 from holdfast.runs.layout import LOCK_FILE
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import make_folders
+from holdfast.storage.source import close_reading
 
 _LIMIT = 4096
 _BUSY = (errno.EACCES, errno.EAGAIN)
@@ -83,10 +84,10 @@ class RunLock:
                 return
             for key in [key for key, lock in _held.items() if lock is self]:
                 del _held[key]
-            if self._pid == os.getpid():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self._pid == os.getpid():
                     os.ftruncate(fd, 0)  # nobody: the next reader must not see an old holder
-            os.close(fd)
+            close_reading(fd)
 
     def _take(self) -> None:
         self._refuse_own()

@@ -6,20 +6,20 @@ import os
 from collections.abc import Sequence
 
 from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
-from holdfast.runs.catalog import Catalog, scan
-from holdfast.runs.layout import QUARANTINE, REASON, SUPERSEDED, step_name
+from holdfast.runs.catalog import Catalog, names_in, scan
+from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, parse_leftover, step_name
 from holdfast.runs.manifest import read_small
 from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps, loads
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import move_folder, remove_folder, write_bytes
+from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
 _REASON_LIMIT = 64 << 10
 
 
 def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls = LOCAL) -> list[int]:
-    """Deletes what the decisions do not keep, oldest first.
+    """Deletes what the decisions do not keep, oldest first, after what an earlier prune could not delete to its end.
 
     Each loses its name first, durably, and then its files: a crash at any moment leaves whole checkpoints and one
     ``.step-N.deleting`` at most, which the next writer of the run removes. One that can't be deleted is passed over, so
@@ -50,7 +50,7 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
             file=catalog.root,
         )
     failures: list[StorageError] = []
-    for step in doomed:
+    for step in [*_half_deleted(catalog), *doomed]:
         try:
             remove_folder(os.path.join(catalog.root, step_name(step)), syscalls=syscalls)
         except NotFound:
@@ -64,6 +64,12 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
             file=catalog.root,
         ) from failures[0]
     return doomed
+
+
+def _half_deleted(catalog: Catalog) -> list[int]:
+    """The steps of which only a part is left, under the name of what is being deleted."""
+    names = [name for name in names_in(catalog.root) if name.endswith(DELETING)]
+    return [step for name in names if (step := parse_leftover(name)) is not None and catalog.find(step) is None]
 
 
 def quarantine(root: str | os.PathLike[str], step: int, reason: str) -> str:
@@ -106,6 +112,18 @@ def supersede(root: str | os.PathLike[str], step: int) -> list[int]:
     for one in reversed(later):
         _move(folder, one, SUPERSEDED)
     return later[::-1]
+
+
+def sweep_run(root: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left in a run's folder: unfinished saves and deletions, pins, reasons.
+
+    A pin that a living process is writing stays: pins need no lock of the run.
+    """
+    folder = os.fspath(root)
+    sweep(folder, folders=True)
+    sweep(os.path.join(folder, PINS))
+    for name in scan(folder).quarantined:
+        sweep(os.path.join(folder, QUARANTINE, name))
 
 
 def _move(root: str, step: int, folder: str) -> str:

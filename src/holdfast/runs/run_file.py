@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
@@ -11,11 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import remove_folder, write_bytes
+from holdfast.storage.atomic import remove_file, write_bytes
 
 RUN_LIMIT = 64 * 1024 * 1024
 """Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
@@ -189,7 +188,7 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     if not os.path.lexists(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
         raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
-    remove_folder(path)  # which takes a file as well
+    remove_file(path)
 
 
 def read_pins(root: str | os.PathLike[str]) -> dict[str, int]:
@@ -197,11 +196,15 @@ def read_pins(root: str | os.PathLike[str]) -> dict[str, int]:
 
     Raises:
         CorruptFile: a pin that names no step. Pruning stops at it: what it protected is not known.
+        StorageError: the pins can't be listed.
     """
     folder = os.path.join(os.fspath(root), PINS)
-    names: list[str] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
         names = sorted(name for name in os.listdir(folder) if _PIN.fullmatch(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
     return {name: _read_pin(folder, name) for name in names}
 
 

@@ -121,10 +121,18 @@ def verify(f: Openable | Container, *, progress: Callable[[str], None] | None = 
             return VerifyReport(container.file, (_verify_container(container),))
     path = os.fsdecode(f)
     if os.path.isdir(path) and not os.path.lexists(os.path.join(path, MANIFEST)) and is_run(path):
-        listed = scan(path).checkpoints
-        return VerifyReport(path, tuple(_verify_checkpoint(one.path, say, one.step) for one in listed))
+        found = [_verify_checkpoint(one.path, say, one.step) for one in scan(path).checkpoints]
+        return VerifyReport(path, tuple(one for one in found if not _is_gone(one)))
     folder = locate(path)
-    return VerifyReport(path, (_verify_file(path, say) if folder is None else _verify_checkpoint(folder, say),))
+    one = _verify_file(path, say) if folder is None else _verify_checkpoint(folder, say)
+    if _is_gone(one):
+        raise NotFound(f"`{printable(one.file)}`: was deleted while it was read", file=one.file)
+    return VerifyReport(path, (one,))
+
+
+def _is_gone(one: Verified) -> bool:
+    """Whether what was found wrong is that a training pruned the checkpoint meanwhile."""
+    return bool(one.findings) and not os.path.lexists(one.file)
 
 
 def _verify_file(path: str, say: Callable[[str], None]) -> Verified:

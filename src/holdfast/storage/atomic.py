@@ -22,7 +22,7 @@ import xxhash
 
 from holdfast.errors import ArgumentError, NotFound, StorageError
 from holdfast.storage.requests import WriteRequest
-from holdfast.storage.source import FileSource, shown
+from holdfast.storage.source import FileSource, close_reading, shown
 from holdfast.storage.staged import StagedFile as StagedFile
 from holdfast.storage.staged import reported
 from holdfast.storage.syscalls import LOCAL, Syscalls
@@ -77,7 +77,7 @@ def replace_file(path: StrPath, *, durable: bool = True, syscalls: Syscalls = LO
             staged.close()
         raise
     finally:
-        os.close(guard)
+        close_reading(guard)
     if durable:
         with reported(given, "fsync of its folder", kept="the new file is in place, but a power cut may undo it"):
             syscalls.fsync_folder(folder)
@@ -309,22 +309,24 @@ def remove_file(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
 def remove_folder(path: StrPath, *, syscalls: Syscalls = LOCAL) -> None:
     """Removes a folder and all in it. At no moment does a part of it bear its name.
 
-    It is renamed to ``.NAME.deleting`` and the new name fsynced before the first file goes.
+    It is first renamed to ``.NAME.deleting``, durably; what an earlier call left of such a folder is removed as well.
 
     Raises:
-        NotFound: there is no such folder.
+        NotFound: there is no such folder, and nothing left of one.
         StorageError: it can't be renamed (nothing is lost), or not removed (what is left is ``.NAME.deleting``).
     """
     given, target = os.fspath(path), os.path.abspath(path)
     parent, name = os.path.split(target)
     doomed = os.path.join(parent, f".{name}{DELETING}")
-    if not os.path.lexists(target):
+    there, left = os.path.lexists(target), os.path.lexists(doomed)
+    if not there and not left:
         raise NotFound(f"`{shown(given)}`: no such folder", file=given)
     with reported(given, "renaming it before removal", kept="nothing was removed"):
-        if os.path.lexists(doomed):
+        if there and left:
             _remove_tree(doomed, syscalls)
-        syscalls.rename(target, doomed)
-        syscalls.fsync_folder(parent)
+        if there:
+            syscalls.rename(target, doomed)
+            syscalls.fsync_folder(parent)
     with reported(given, "removing", kept=f"what is left is named .{shown(name)}{DELETING}"):
         _remove_tree(doomed, syscalls)
 
@@ -415,13 +417,11 @@ def sweep(folder: str, *, name: str | None = None, folders: bool = False, syscal
     except OSError:
         return []
     for entry in entries:
-        path = os.path.join(folder, entry)
+        path, gone = os.path.join(folder, entry), False
         if wanted.fullmatch(entry) and not os.path.isdir(path):
             gone = _sweep_file(path, syscalls)
         elif folders and entry.startswith(".") and entry.endswith((PARTIAL, DELETING)) and os.path.isdir(path):
             gone = _sweep_folder(path, syscalls)
-        else:
-            continue
         if gone:
             removed.append(entry)
     return removed
@@ -438,13 +438,12 @@ def _sweep_file(path: str, syscalls: Syscalls) -> bool:
     except OSError:
         return False
     finally:
-        os.close(fd)
+        close_reading(fd)
     return True
 
 
 def _sweep_folder(path: str, syscalls: Syscalls) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         _remove_tree(path, syscalls)
-    except OSError:
-        return False
-    return True
+        return True
+    return False

@@ -16,6 +16,10 @@ Feed = tuple[int, int, int, memoryview | ByteSource]
 """(offset in the file, first byte in the source, bytes, the source): a WriteRequest after its checks."""
 
 
+class NothingTaken(OSError):
+    """A write that took no byte and gave no reason."""
+
+
 class Output(Protocol):
     """Takes the bytes of one job in the order of the file."""
 
@@ -65,7 +69,7 @@ class BufferedOutput:
     def flush(self) -> None:
         blocks, at, end = self._blocks, self._start, self._start + self._bytes
         while at < end:
-            count = self._pwritev(self._fd, blocks, at)
+            count = _some(self._pwritev(self._fd, blocks, at))
             at += count
             if at < end:  # a short write: a signal, or a disk that is nearly full
                 blocks = remainder(blocks, count)
@@ -138,9 +142,16 @@ class DirectOutput:
                     raise
                 fd = self._direct = self._fd  # this disk wants other borders: through the cache, from here on
                 continue
-            begin += count
+            begin += _some(count)
             if begin % PAGE:
                 fd = self._fd  # a short write may end anywhere
+
+
+def _some(count: int) -> int:
+    """The count of a write; one that took nothing is an error, since asking again could go on for ever."""
+    if count == 0:
+        raise NothingTaken(errno.EIO, "the disk took none of the bytes and did not say why")
+    return count
 
 
 def take_into(source: ByteSource, start: int, block: memoryview) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -77,7 +78,7 @@ class FileSource:
     def __init__(self, file: str | os.PathLike[str] | int, *, name: str | None = None) -> None:
         self.name = name or (f"descriptor {file}" if isinstance(file, int) else os.fspath(file))
         self._fd = self._open(file)
-        self._close = weakref.finalize(self, os.close, self._fd)
+        self._close = weakref.finalize(self, close_reading, self._fd)
         try:
             self._size = self._regular_size()
         except BaseException:
@@ -98,7 +99,10 @@ class FileSource:
             raise ArgumentError(f"`{shown(self.name)}`: not a usable path: {error}", file=self.name) from error
 
     def _regular_size(self) -> int:
-        status = os.fstat(self._fd)
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise self._failed("looked at", error) from error
         if stat.S_ISREG(status.st_mode):
             return status.st_size
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
@@ -136,6 +140,12 @@ class FileSource:
     def close(self) -> None:
         self._fd = -1
         self._close()
+
+
+def close_reading(fd: int) -> None:
+    """Closes a descriptor through which nothing was written: if that fails, nothing is lost."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def remainder(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -24,15 +24,15 @@ from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.lock import RunLock
-from holdfast.runs.manifest import Manifest, read_manifest
-from holdfast.runs.moves import prune, quarantine, supersede
+from holdfast.runs.manifest import Manifest
+from holdfast.runs.moves import prune, quarantine, supersede, sweep_run
 from holdfast.runs.placing import Groups
 from holdfast.runs.retention import KeepLast, Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
 from holdfast.runs.shards import Shards
 from holdfast.runs.verify import refuse_damage
 from holdfast.runs.writing import write_checkpoint
-from holdfast.storage.atomic import StagedFolder, make_folders, sweep
+from holdfast.storage.atomic import StagedFolder, make_folders
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
@@ -113,7 +113,7 @@ class RunFolder:
         make_folders(root)
         self._lock = RunLock(root)
         try:
-            sweep(root, folders=True)  # what a killed writer left; this process holds the lock now
+            sweep_run(root)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
             self._shards = Shards(root, single=list(keep) == [KeepLast(1)])
             environment()  # asks git, once, and not in the middle of a training
@@ -139,13 +139,16 @@ class RunFolder:
         """Committed checkpoints that open, newest first; one that does not is set aside, loudly.
 
         The caller closes each, and tells ``set_aside`` when one turns out damaged further on.
+
+        Raises:
+            StorageError: the machine can't read one, which says nothing against the checkpoint.
         """
         for one in reversed(scan(self.root).checkpoints):
             try:
-                if one.manifest is None:
-                    read_manifest(one.path)  # a disk that fails says so itself: the checkpoint may be fine
-                    raise CorruptFile(one.problem or "no manifest", file=one.path, step=one.step)
-                checkpoint = open_checkpoint(one.path)
+                checkpoint = open_checkpoint(one.path)  # again: a disk that failed once says nothing against it
+                if checkpoint.manifest.step != one.step:
+                    checkpoint.close()
+                    raise CorruptFile(one.problem or "is another step", file=one.path, step=one.step)
             except UnknownFormat:
                 raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
