@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import holdfast
 
@@ -40,12 +39,7 @@ def train(root: Path | None, name: str, *, stop: int | None = None, **run: Any) 
     return dict(recipes.state_of(recipe))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(seeded: int) -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import holdfast
 from holdfast.objects.loader import LoaderPart
@@ -45,12 +44,7 @@ def interrupted(folder: Path, kind: str, point: int, **run: Any) -> tuple[str, l
     return found, before, after
 
 
-@pytest.fixture(autouse=True)
-def one_thread(seeded: int) -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", list(small_training.LOADERS))

@@ -13,7 +13,7 @@ from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.packing import tensor_bytes
 from holdfast.spec import TensorSpec, contiguous_stride
-from holdfast.storage.source import ByteSource, check_inside, shown
+from holdfast.storage.source import ByteSource, FilledSource, check_inside, shown
 
 MAX_RECTANGLES = 1 << 16
 """Rectangles that one tensor may be cut into: checking that they fit together takes time with their number."""
@@ -128,7 +128,7 @@ class _Rows:
             buffer[at - begin : until - begin] = block[place : place + until - at]
 
 
-class Assembled:
+class Assembled(FilledSource):
     """The row-major bytes of a tensor that is stored as rectangles.
 
     A rectangle's own CRC is compared before its first byte is handed out: the whole has none.
@@ -154,12 +154,6 @@ class Assembled:
         """The bytes of the rectangles, with their CRCs."""
         return [row.part.leaf.segment for row in self._rows]
 
-    def read(self, offset: int, length: int) -> bytes:
-        check_inside(self.name, self._size, offset, length)
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_inside(self.name, self._size, offset, buffer.nbytes)
         view = buffer.cast("B")
@@ -176,9 +170,6 @@ class Assembled:
                 return
             verify_segments([row.part.leaf.segment], workers=1)
             self._unchecked.discard(id(row))
-
-    def close(self) -> None:
-        """Nothing to let go of: the sources are the container's."""
 
 
 def _lie(file: str, name: str, what: str) -> CorruptFile:

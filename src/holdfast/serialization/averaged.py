@@ -11,7 +11,7 @@ from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import Segment
 from holdfast.serialization.memory import view_memory
 from holdfast.state.paths import printable
-from holdfast.storage.source import ByteSource, byte_view, check_inside
+from holdfast.storage.source import ByteSource, FilledSource, byte_view, check_inside
 
 _BLOCK = 1 << 20
 
@@ -32,7 +32,7 @@ class Term(msgspec.Struct, eq=False):
     segment: Segment
 
 
-class Averaged:
+class Averaged(FilledSource):
     """The bytes of an average, for whoever writes them; a few blocks are in memory, whatever the size.
 
     Sums are taken in float64 (complex128) and rounded once to the tensors' own dtype.
@@ -71,12 +71,6 @@ class Averaged:
     def segments(self) -> list[Segment]:
         """The bytes that it is computed from."""
         return [term.segment for term in self._terms]
-
-    def read(self, offset: int, length: int) -> bytes:
-        check_inside(self.name, self.size, offset, length)
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fills ``buffer``. Raises UnsupportedValue at the first NaN or infinity, unless these were allowed."""
@@ -121,6 +115,3 @@ class Averaged:
             file=self._terms[0].file,
             path=self.name,
         )
-
-    def close(self) -> None:
-        """Nothing to let go of: the tensors are in the sources, which are open elsewhere."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from holdfast.storage.source import MemorySource, check_inside
+from holdfast.storage.source import FilledSource, MemorySource, check_inside
 
 _from_memory: Any = ctypes.pythonapi.PyMemoryView_FromMemory
 _from_memory.restype = ctypes.py_object
@@ -87,7 +87,7 @@ class TensorMemory(MemorySource):
         return self._address
 
 
-class TensorSource:
+class TensorSource(FilledSource):
     """The row-major bytes of a tensor that lies elsewhere or otherwise, made in blocks on reading.
 
     A save of a tensor on another device or with gaps then needs one block of CPU memory, not a second tensor.
@@ -109,11 +109,6 @@ class TensorSource:
     def size(self) -> int:
         return self._size
 
-    def read(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_inside(self.name, self._size, offset, buffer.nbytes)
         done = 0
@@ -131,9 +126,6 @@ class TensorSource:
             self._block = piece.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
             self._block_start = start * self._itemsize
         return self._block, self._block_start
-
-    def close(self) -> None:
-        """Nothing to let go of: the tensor is the caller's."""
 
 
 IN_MEMORY = (TensorMemory, TensorSource)

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
@@ -60,6 +61,30 @@ def check_inside(name: str, size: int, offset: int, length: int) -> None:
             file=name,
             offset=offset,
         )
+
+
+class FilledSource(ABC):
+    """A source that says how a buffer is filled; reading follows from that, and there is nothing to close."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes in all."""
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills ``buffer`` with the bytes from ``offset``."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        check_inside(self.name, self.size, offset, length)  # before memory is taken for a length that lies
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def close(self) -> None:  # noqa: B027  # nothing to do is what it does
+        """Nothing to let go of: what the bytes come from is the caller's."""
 
 
 class FileSource:
@@ -198,7 +223,7 @@ def byte_view(data: Any) -> memoryview:
     return memoryview(b"") if view.nbytes == 0 else view.cast("B")
 
 
-class StreamSource:
+class StreamSource(FilledSource):
     """A seekable binary file object, from its present position to its end.
 
     A lock guards the position that the object has; the caller must not move it meanwhile.
@@ -233,12 +258,6 @@ class StreamSource:
     def size(self) -> int:
         return max(self._size, 0)
 
-    def read(self, offset: int, length: int) -> bytes:
-        check_inside(self.name, self.size, offset, length)
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_inside(self.name, self.size, offset, buffer.nbytes)
         rest = byte_view(buffer)
@@ -262,9 +281,6 @@ class StreamSource:
         data = self._stream.read(min(rest.nbytes, 1 << 20))
         rest[: len(data)] = data
         return len(data)
-
-    def close(self) -> None:
-        """Nothing to let go of: the file object is the caller's."""
 
 
 class SubSource:
@@ -297,7 +313,7 @@ class SubSource:
         """Nothing to let go of: the source is the caller's."""
 
 
-class MadeSource:
+class MadeSource(FilledSource):
     """Bytes that are made when the first of them is asked for, and let go when all have been handed out.
 
     So a file of many compressed or rearranged tensors has one of them in memory for each reading thread, not all.
@@ -321,12 +337,6 @@ class MadeSource:
     def size(self) -> int:
         return self._size
 
-    def read(self, offset: int, length: int) -> bytes:
-        check_inside(self.name, self._size, offset, length)
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_inside(self.name, self._size, offset, buffer.nbytes)
         with self._lock:
@@ -338,9 +348,6 @@ class MadeSource:
             if self._left <= 0:
                 self._made = None
         byte_view(buffer)[:] = made[offset : offset + buffer.nbytes]
-
-    def close(self) -> None:
-        """Nothing to let go of: what it is made of is the caller's."""
 
 
 def open_source(path: str | os.PathLike[str]) -> FileSource:

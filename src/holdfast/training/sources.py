@@ -14,7 +14,7 @@ from holdfast.formats.base import Segment
 from holdfast.serialization.memory import TensorMemory, TensorSource, address_of, copy_out
 from holdfast.spec import CHUNK, Path
 from holdfast.storage.requests import ReadRequest
-from holdfast.storage.source import check_inside
+from holdfast.storage.source import FilledSource, check_inside
 from holdfast.storage.workers import BLOCK
 from holdfast.training.owned import Owner
 from holdfast.training.staging import Staging
@@ -36,7 +36,7 @@ class Gate(Protocol):
         ...
 
 
-class SnapshotSource:
+class SnapshotSource(FilledSource):
     """The bytes of a segment as they were: read where they lie until they are copied.
 
     Args:
@@ -118,11 +118,6 @@ class SnapshotSource:
         for block in blocks:
             self._copies[block] = address + (block - blocks.start) * BLOCK
 
-    def read(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
         check_inside(self.name, self._size, offset, buffer.nbytes)
         self._wait()
@@ -168,9 +163,6 @@ class SnapshotSource:
             else:
                 self._source.read_into(self._offset + at, part)
             at = stop
-
-    def close(self) -> None:
-        """Nothing to let go of: the snapshot has it all."""
 
 
 def _runs(taken: bytearray) -> Iterator[tuple[int, int]]:
