@@ -138,17 +138,17 @@ with holdfast.Run(root, model=net, opt=opt, save="100ep signal") as run:
 
 
 @pytest.mark.parametrize(
-    ("where", "number", "step"),
+    ("where", "number", "steps"),
     [
-        ("body", signal.SIGINT, 5),
-        ("body", signal.SIGTERM, 5),
-        ("evaluation", signal.SIGUSR1, 8),
-        ("evaluation", signal.SIGTERM, 8),
-        ("drawing", signal.SIGTERM, 4),
+        ("body", signal.SIGINT, {5}),
+        ("body", signal.SIGTERM, {5}),
+        ("evaluation", signal.SIGUSR1, {8}),
+        ("evaluation", signal.SIGTERM, {8}),
+        ("drawing", signal.SIGTERM, {3, 4}),  # a worker is ahead of the training
     ],
 )
 def test_loader_workers_that_get_the_signal_too_do_not_break_the_save(
-    where: str, number: signal.Signals, step: int, tmp_path: Path
+    where: str, number: signal.Signals, steps: set[int], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", GROUP, str(tmp_path / "run"), where]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -159,7 +159,8 @@ def test_loader_workers_that_get_the_signal_too_do_not_break_the_save(
         _, errors = training.communicate(timeout=60)
     assert training.returncode == 128 + number, errors
     assert errors.count("saving, then leaving") == 1, "workers save nothing"
-    assert [one.step for one in scan(tmp_path / "run").readable] == [step]
+    (saved,) = scan(tmp_path / "run").readable
+    assert saved.step in steps
 
 
 OVER = """
