@@ -32,12 +32,12 @@ def view_memory(address: int, length: int) -> memoryview:
     return _from_memory(address, length, _WRITABLE) if length else memoryview(bytearray())
 
 
-def is_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's bytes can be read and written where they are: strided, on the CPU.
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements are where it says: strided, and of no subclass.
 
     A tensor of a subclass may hold its elements somewhere else than its own address says.
     """
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 def address_of(buffer: memoryview) -> int:
