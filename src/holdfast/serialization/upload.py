@@ -54,7 +54,7 @@ def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     size = tensor.element_size()
     with torch.no_grad():
         whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-        return whole.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,))
+        return whole.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,))
 
 
 def cut_loads(lengths: Sequence[int]) -> list[list[Cut]]:
