@@ -201,8 +201,7 @@ def main() -> None:
     if not torch.accelerator.is_available():
         print("no GPU here")
         return
-    device = torch.accelerator.current_accelerator()
-    device = torch.device(device.type, torch.accelerator.current_device_index())
+    device = torch.empty(0, device=torch.accelerator.current_accelerator()).device  # with its number
     api = torch.get_device_module(device)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         bench = Bench(device, api, Path(name), pairs=args.pairs, layers=args.layers)
