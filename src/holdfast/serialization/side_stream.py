@@ -6,7 +6,8 @@ the device, by an event; who reads or writes the pinned memory waits for the eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,18 @@ def pinned_memory(size: int) -> memoryview:
 def has_streams(device: torch.device) -> bool:
     """Whether a device copies while it computes."""
     return device.type not in ("cpu", "meta", "mps") and hasattr(torch.get_device_module(device), "Stream")
+
+
+def program_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The stream on which this thread works now, for other threads: ``with stream(): ...`` comes after what it started.
+
+    A thread that is not told works on the device's default stream, which waits for no other.
+    """
+    if not has_streams(device):
+        return nullcontext
+    api = torch.get_device_module(device)
+    stream = api.current_stream(device)
+    return lambda: api.stream(stream)
 
 
 class SideStream:
