@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not DEVICES, reason="no accelerator here")
 def training(seed: int, devices: list[str]) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model with a layer on each device, larger than the ring in all, and an optimizer that has made a step."""
     torch.manual_seed(seed)
-    net = nn.ModuleList(nn.Linear(2048, 4 * CHUNK // 2048).to(device) for device in devices)
+    net = nn.ModuleList(nn.Linear(2048, CHUNK // 2048).to(device) for device in devices)
     optimizer = torch.optim.Adam(net.parameters())
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
