@@ -111,6 +111,7 @@ class Odd(Counting):
             raise OSError(errno.EINVAL, "no such thing here")
         fd = super().open_direct(path)
         self.direct.add(fd)
+        self.path = path
         return fd
 
     def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
@@ -122,9 +123,8 @@ class Odd(Counting):
             if self.fault == "short" and memoryview(buffers[0]).nbytes > PAGE:
                 buffers = [memoryview(buffers[0])[:PAGE]]
             if self.fault == "odd" and memoryview(buffers[0]).nbytes > PAGE:
-                return os.pwrite(self.plain, memoryview(buffers[0])[:1000], offset)
-        else:
-            self.plain = fd
+                with open(self.path, "r+b") as plain:
+                    return os.pwrite(plain.fileno(), memoryview(buffers[0])[:1000], offset)
         return super().pwritev(fd, buffers, offset)
 
 

@@ -1,24 +1,15 @@
-"""Copies off an accelerator, on a stand-in whose side stream does its work as late as it may.
-
-A copy on the side stream runs when somebody waits for its event, not when it is started. So a wait that is missing
-shows as bytes of a later moment.
-"""
+"""Copies off an accelerator, on a stand-in whose side stream does its work as late as it may."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import SnapshotTorn
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.serialization.memory import TensorSource
-from holdfast.serialization.offload import Offload
+from holdfast.serialization.side_stream import SideStream
 from holdfast.spec import TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.storage.workers import BLOCK
@@ -26,75 +17,16 @@ from holdfast.training import offloads as offloads_module
 from holdfast.training.offloads import Offloads
 from holdfast.training.snapshot import Snapshot
 from holdfast.training.staging import Staging, host_memory
-
-
-class Late(TorchFunctionMode):
-    """Puts every copy_ off."""
-
-    def __init__(self, queue: list[Callable[[], Any]]) -> None:
-        super().__init__()
-        self._queue = queue
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.copy_:
-            self._queue.append(lambda: args[0].copy_(args[1]))
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-class Stream:
-    def __init__(self, *_: Any) -> None:
-        self.queue: list[Callable[[], Any]] = []
-        self.waited_for: list[Any] = []
-
-    def wait_stream(self, other: Any) -> None:
-        self.waited_for.append(other)
-
-    def wait_event(self, event: Event) -> None:
-        event.synchronize()  # what comes next on this stream runs after it
-
-    def record_event(self) -> Event:
-        return Event(self, len(self.queue))
-
-
-class Event:
-    def __init__(self, stream: Stream, length: int) -> None:
-        self._stream = stream
-        self._length = length
-        self.waits = 0
-
-    def synchronize(self) -> None:
-        self.waits += 1
-        done, self._stream.queue[: self._length] = self._stream.queue[: self._length], [lambda: None] * self._length
-        for copy in done:
-            copy()
-
-
-class Api:
-    """The part of torch that belongs to the device, as far as it is used."""
-
-    def __init__(self) -> None:
-        self.current = Stream()
-
-    def Stream(self, _: torch.device) -> Stream:  # noqa: N802  # torch's name
-        return Stream()
-
-    def current_stream(self, _: torch.device) -> Stream:
-        return self.current
-
-    @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
-        with Late(stream.queue):
-            yield
+from tests.training.late_stream import Api
 
 
 class Trained:
     """A parameter that an optimizer owns and a buffer that nobody does, both "on the device"."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(offloads_module, "can_offload", lambda _: True)
+        monkeypatch.setattr(offloads_module, "has_streams", lambda _: True)
         self.api = Api()
-        self.offloads = Offloads(lambda device: Offload(device, self.api), host_memory)
+        self.offloads = Offloads(lambda device: SideStream(device, self.api), host_memory)
         self.weight = nn.Parameter(torch.arange(float(BLOCK // 2)))
         self.buffer = torch.ones(100, 7)
         self.optimizer = torch.optim.SGD([self.weight], lr=1.0)
@@ -150,7 +82,7 @@ def test_what_anything_may_change_is_waited_for_at_once_and_the_rest_before_the_
 
 
 def test_the_stand_in_shows_a_missing_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Offload, "hold_back", lambda *_: None)
+    monkeypatch.setattr(SideStream, "hold_back", lambda *_: None)
     trained = Trained(monkeypatch)
     trained.step()
     trained.buffer.zero_()
@@ -169,5 +101,5 @@ def test_a_write_behind_the_optimizer_tears_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_side_stream_sees_what_was_started_before(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = Trained(monkeypatch)
-    (offload,) = trained.offloads._offloads.values()
-    assert offload._stream.waited_for == [trained.api.current]
+    (stream,) = trained.offloads._streams.values()
+    assert stream._stream.waited_for == [trained.api.current]

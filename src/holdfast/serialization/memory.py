@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from holdfast.serialization.side_stream import program_stream
 from holdfast.storage.source import FilledSource, MemorySource, check_inside
 
 _from_memory: Any = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -32,12 +33,12 @@ def view_memory(address: int, length: int) -> memoryview:
     return _from_memory(address, length, _WRITABLE) if length else memoryview(bytearray())
 
 
-def is_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's bytes can be read and written where they are: strided, on the CPU.
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements are where it says: strided, and of no subclass.
 
     A tensor of a subclass may hold its elements somewhere else than its own address says.
     """
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 def address_of(buffer: memoryview) -> int:
@@ -90,7 +91,8 @@ class TensorMemory(MemorySource):
 class TensorSource(FilledSource):
     """The row-major bytes of a tensor that lies elsewhere or otherwise, made in blocks on reading.
 
-    A save of a tensor on another device or with gaps then needs one block of CPU memory, not a second tensor.
+    A save of a tensor on another device or with gaps then needs one block of CPU memory, not a second tensor. Whichever
+    thread reads, it sees what was started on the stream of the thread that made this.
 
     Attributes:
         tensor: the tensor.
@@ -104,6 +106,7 @@ class TensorSource(FilledSource):
         self._lock = threading.Lock()
         self._block: torch.Tensor | None = None
         self._block_start = 0
+        self._stream = program_stream(tensor.device)
 
     @property
     def size(self) -> int:
@@ -123,7 +126,9 @@ class TensorSource(FilledSource):
     def _block_at(self, offset: int) -> tuple[torch.Tensor, int]:
         if self._block is None or not self._block_start <= offset < self._block_start + self._block.numel():
             piece, start = piece_at(self.tensor, offset // self._itemsize)
-            self._block = piece.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+            with self._stream():
+                piece = piece.detach().to("cpu")
+            self._block = piece.contiguous().reshape(-1).view(torch.uint8)
             self._block_start = start * self._itemsize
         return self._block, self._block_start
 

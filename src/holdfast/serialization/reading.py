@@ -18,8 +18,10 @@ from holdfast.formats.damage import verify_segments as verify_segments
 from holdfast.serialization.devices import Placement
 from holdfast.serialization.kinds import TENSOR_KINDS
 from holdfast.serialization.kinds import live_dtype as live_dtype
-from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
-from holdfast.spec import TensorSpec, contiguous_stride
+from holdfast.serialization.memory import BLOCK, is_plain, view_memory
+from holdfast.serialization.side_stream import has_streams
+from holdfast.serialization.upload import Upload, UploadRequest, bytes_of
+from holdfast.spec import CHUNK, TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted, printable
 from holdfast.state.values import Lifting, Tree, lift
@@ -94,22 +96,33 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
     tensors: list[torch.Tensor | None] = [None] * len(stored)
     blank = _Blank(placement)
     at_once: list[ReadRequest] = []
+    up: list[tuple[StoredTensor, torch.Tensor]] = []
     through: list[tuple[StoredTensor, torch.Tensor]] = []
     together: dict[int, list[int]] = {}
+    uploaded: dict[int, torch.Tensor] = {}
     for index, leaf in enumerate(stored):
         if users[id(leaf.segment)] == 1 and _fills_segment(leaf) and not placement.by_callable:
             tensor = tensors[index] = blank.like(leaf)
             if not leaf.segment.length:
                 continue
-            if tensor.is_cpu and leaf.live_stride is None and not leaf.segment.swapped:
+            if _goes_up(leaf, tensor):
+                up.append((leaf, tensor))
+            elif tensor.is_cpu and leaf.live_stride is None and not leaf.segment.swapped:
                 at_once.append(_whole(leaf.segment, tensor))
             else:
                 through.append((leaf, tensor))
-        else:
-            together.setdefault(id(leaf.segment), []).append(index)
+            continue
+        key = id(leaf.segment)
+        if key not in together and _uploads_whole(leaf.segment, placement):
+            uploaded[key] = _blank_bytes(leaf.segment, placement)
+            up.append((_as_bytes(leaf.segment), uploaded[key]))
+        together.setdefault(key, []).append(index)
     _read(at_once)
     verify_segments(leaf.segment for leaf, _ in through)
-    fill(through)
+    fill(up + through)  # what goes up is checked on its way
+    for key, memory in uploaded.items():
+        for index in together.pop(key):
+            tensors[index] = _view(stored[index], memory.untyped_storage())
     for group in _windows([[stored[index] for index in members] for members in together.values()]):
         storages = _read_storages([members[0].segment for members in group], [members[0] for members in group])
         for members, storage in zip(group, storages, strict=True):
@@ -121,6 +134,26 @@ def read_tensors(stored: Sequence[StoredTensor], placement: Placement) -> list[t
         if leaf.requires_grad:
             tensor.requires_grad_(True)
     return result
+
+
+def _uploads_whole(segment: Segment, placement: Placement) -> bool:
+    """Whether the memory that several tensors share is filled on its device."""
+    if placement.by_callable or segment.swapped or not segment.length:
+        return False
+    return has_streams(placement.device(segment.location)) and _has_usable_digests(segment)
+
+
+def _blank_bytes(segment: Segment, placement: Placement) -> torch.Tensor:
+    return torch.empty(segment.length, dtype=torch.uint8, device=placement.device(segment.location))
+
+
+def _as_bytes(segment: Segment) -> StoredTensor:
+    return StoredTensor(TensorSpec("uint8", (segment.length,)), segment)
+
+
+def _has_usable_digests(segment: Segment) -> bool:
+    """Whether they can be compared chunk by chunk; those that can't are for ``verify_segments`` to refuse."""
+    return segment.chunks is None or len(segment.chunks) == -(-segment.length // CHUNK)
 
 
 def _fills_segment(leaf: StoredTensor) -> bool:
@@ -192,22 +225,27 @@ def _view(leaf: StoredTensor, storage: torch.UntypedStorage) -> torch.Tensor:
 def fill(pairs: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:
     """Reads stored tensors into live ones of the same shape, with no second copy of the whole.
 
-    Bytes go straight into memory where the live tensor lies as the file does; otherwise (another device, dtype or
-    stride) they pass through a small block.
+    Bytes go straight into memory where the live tensor lies as the file does, and through a ring of pinned blocks where
+    it does so on an accelerator; otherwise (another dtype or stride) they pass through a small block.
 
     Raises:
         FormatError, StorageError: the source could not be read; some tensors may be written then.
     """
     direct: list[ReadRequest] = []
+    uploads: dict[torch.device, list[UploadRequest]] = {}
     through: list[tuple[StoredTensor, torch.Tensor]] = []
     for leaf, tensor in pairs:
         if leaf.spec.numel == 0:
             continue
-        if _lies_alike(leaf, tensor):
+        if _goes_up(leaf, tensor):
+            uploads.setdefault(tensor.device, []).append(_upload_request(leaf, tensor))
+        elif tensor.is_cpu and _lies_alike(leaf, tensor):
             direct.append(_request(leaf, tensor))
         else:
             through.append((leaf, tensor))
     _read(direct)
+    for device, requests in uploads.items():
+        raise_damage(Upload(device).carry_out(requests))
     for leaf, tensor in through:
         _fill_through_block(leaf, tensor)
 
@@ -217,6 +255,13 @@ def _request(leaf: StoredTensor, tensor: torch.Tensor) -> ReadRequest:
         return _whole(leaf.segment, tensor)
     offset = leaf.segment.offset + leaf.offset
     return ReadRequest(leaf.segment.source, offset, view_memory(tensor.data_ptr(), leaf.spec.nbytes))
+
+
+def _upload_request(leaf: StoredTensor, tensor: torch.Tensor) -> UploadRequest:
+    segment, into = leaf.segment, bytes_of(tensor)
+    if _fills_segment(leaf):
+        return UploadRequest(segment.source, segment.offset, into, segment.chunks, segment.crc32, segment.name)
+    return UploadRequest(segment.source, segment.offset + leaf.offset, into, name=segment.name)
 
 
 def _whole(segment: Segment, tensor: torch.Tensor) -> ReadRequest:
@@ -229,9 +274,13 @@ def _read(requests: Sequence[ReadRequest]) -> None:
     raise_damage(read_requests(requests))
 
 
+def _goes_up(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
+    return has_streams(tensor.device) and _lies_alike(leaf, tensor) and _has_usable_digests(leaf.segment)
+
+
 def _lies_alike(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
     return (
-        is_plain_memory(tensor)
+        is_plain(tensor)
         and tensor.dtype == live_dtype(leaf.spec)
         and leaf.spec.is_contiguous
         and tensor.is_contiguous()

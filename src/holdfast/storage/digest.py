@@ -6,6 +6,7 @@ XXH3 finds damage, not forgery: whoever can change a file can change its digest.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -112,3 +113,11 @@ def crc32_combine(first: int, second: int, second_length: int) -> int:
     idea is that of zlib's function of the same name (Mark Adler, https://github.com/madler/zlib, crc32.c).
     """
     return _multiply(_shift(second_length), first) ^ second
+
+
+def joined_crc(values: Sequence[int], length: int) -> int:
+    """The CRC-32 of ``length`` bytes from the CRC-32 of each 8 MiB of them."""
+    whole = values[0]
+    for number, value in enumerate(values[1:], 1):
+        whole = crc32_combine(whole, value, min(CHUNK, length - number * CHUNK))
+    return whole

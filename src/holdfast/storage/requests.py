@@ -15,7 +15,7 @@ import xxhash
 
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
-from holdfast.storage.digest import ALGORITHM, crc32, crc32_combine, hasher_like
+from holdfast.storage.digest import ALGORITHM, crc32, hasher_like, joined_crc
 from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, write_piece
 from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
 from holdfast.storage.syscalls import LOCAL, Syscalls
@@ -164,7 +164,7 @@ def write_requests(
     return [
         Written(
             tuple([hexed for hexed, _ in found]) if digest and length else (),
-            _joined_crc([value for _, value in found], length) if crc else None,
+            joined_crc([value for _, value in found], length) if crc else None,
         )
         for found, length in zip(parts, lengths, strict=True)
     ]
@@ -204,13 +204,6 @@ def verify_ranges(items: Sequence[Check], *, workers: int | None = None) -> list
 
 
 # ---- what both sides need -------------------------------------------------------------------------------------------
-
-
-def _joined_crc(values: Sequence[int], length: int) -> int:
-    whole = values[0]
-    for number, value in enumerate(values[1:], 1):
-        whole = crc32_combine(whole, value, min(CHUNK, length - number * CHUNK))
-    return whole
 
 
 def _resolved(source: ByteSource, offset: int) -> tuple[ByteSource, int]:
@@ -377,7 +370,7 @@ class _Scan:
     def result(self) -> list[Damage]:
         for index, values in self._crcs.items():
             item = self._items[index]
-            found = _joined_crc(values, item.length) if len(values) > 1 else values[0]
+            found = joined_crc(values, item.length) if len(values) > 1 else values[0]
             if found != item.crc32:
                 self._report(index, 0, item.length, f"crc32 {item.crc32:08x}", f"crc32 {found:08x}")
         return [damage for _, _, damage in sorted(self._damage, key=lambda row: row[:2])]

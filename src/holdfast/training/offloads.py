@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from holdfast.serialization.offload import Offload, can_offload, pinned_memory
+from holdfast.serialization.side_stream import SideStream, has_streams, pinned_memory
 from holdfast.training.sources import SnapshotSource
 from holdfast.training.staging import Staging
 
@@ -22,16 +22,16 @@ class Offloads:
 
     def __init__(
         self,
-        make: Callable[[torch.device], Offload] = Offload,
+        make: Callable[[torch.device], SideStream] = SideStream,
         memory: Callable[[int], memoryview] = pinned_memory,
     ) -> None:
         self._make = make
         self._staging = Staging(memory)
-        self._offloads: dict[torch.device, Offload] = {}
+        self._streams: dict[torch.device, SideStream] = {}
 
     def takes(self, source: SnapshotSource) -> bool:
         """Whether the bytes of a source lie where they can be copied from beside other work."""
-        return source.tensor is not None and can_offload(source.tensor.device)
+        return source.tensor is not None and has_streams(source.tensor.device)
 
     def start(self, sources: Iterable[SnapshotSource]) -> None:
         """Starts all copies: first of what anything may change, then of what optimizers own.
@@ -44,21 +44,21 @@ class Offloads:
             if source.tensor is not None:
                 of_device.setdefault(source.tensor.device, []).append(source)
         for device, members in of_device.items():
-            offload = self._offloads.get(device) or self._offloads.setdefault(device, self._make(device))
-            offload.begin()
+            stream = self._streams.get(device) or self._streams.setdefault(device, self._make(device))
+            stream.begin()
             free = [source for source in members if not source.owners]
             if free:
-                offload.hold_back(self._copy(offload, free))
-            self._copy(offload, [source for source in members if source.owners])
+                stream.hold_back(self._copy(stream, free))
+            self._copy(stream, [source for source in members if source.owners])
 
-    def _copy(self, offload: Offload, sources: Sequence[SnapshotSource]) -> Any:
+    def _copy(self, stream: SideStream, sources: Sequence[SnapshotSource]) -> Any:
         copies = []
         for source in sources:
             if source.tensor is not None:
                 into = self._staging.take(source.size)
-                offload.copy(source.tensor, into)
+                stream.copy_out(source.tensor, into)
                 copies.append((source, into))
-        event = offload.mark()
+        event = stream.mark()
         for source, into in copies:
             source.read_from(into, event)
         return event
@@ -68,7 +68,7 @@ class Offloads:
         events = {id(source.event): source for source in sources}
         for source in events.values():
             if source.tensor is not None:
-                self._offloads[source.tensor.device].hold_back(source.event)
+                self._streams[source.tensor.device].hold_back(source.event)
 
     def give_back(self) -> None:
         """The pinned memory is free for the next snapshot."""
