@@ -15,7 +15,7 @@ from holdfast.errors import ArgumentError, CorruptFile, UnknownFormat, Unsupport
 from holdfast.formats import safetensors
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.packing import Swapped, gather, pack, row_major
-from holdfast.formats.safetensors import write_tensors
+from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.formats.tensors import needed_bytes
 from holdfast.spec import CHUNK, DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.values import Typed

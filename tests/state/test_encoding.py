@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from holdfast.errors import CorruptFile, HoldfastError
 from holdfast.state.encoding import dumps, from_json, loads, to_json
 from holdfast.state.flatten import child, keys, leaves
-from holdfast.state.values import Lifting, Opaque, Typed, lift
+from holdfast.state.lifting import Lifting, lift
+from holdfast.state.values import Opaque, Typed
 
 
 def decoded(value: Any) -> Any:

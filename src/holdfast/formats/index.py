@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -198,6 +197,8 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
     of the same repository.
     """
     parts = shard.split("/")
+    from pathlib import PurePosixPath
+
     plain = PurePosixPath(shard).parts == tuple(parts) and ".." not in parts and not shard.startswith("/")
     if not plain or "\\" in shard or "\0" in shard or ":" in shard:
         raise RefusedFile(

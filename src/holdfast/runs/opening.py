@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from typing import IO, Any
 
@@ -79,6 +78,8 @@ def _seen(names: list[str]) -> str:
 
 def _missing(path: str) -> NotFound:
     """The error for what is not there, with what is near."""
+    import difflib
+
     folder, name = os.path.split(path)
     try:
         near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.6)

@@ -21,8 +21,9 @@ from holdfast.serialization.kinds import live_dtype as live_dtype
 from holdfast.serialization.memory import BLOCK, is_plain_memory, view_memory
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
+from holdfast.state.lifting import Lifting, lift
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import Lifting, Tree, lift
+from holdfast.state.values import Tree
 from holdfast.storage.requests import ReadRequest, read_requests
 
 _WINDOW = 256 * 1024 * 1024
