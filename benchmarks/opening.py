@@ -47,7 +47,10 @@ TENSORS = 300
 SMALL, LARGE = 1 << 20, 100 << 30
 BLOCK = 8 << 20
 MAIN = "from holdfast.cli.main import main; main()"
-Seconds = dict[str, list[float]]
+Taken = tuple[float, float]
+"""Seconds on the clock, and of processor time: what other programs on the machine do shows in the first."""
+Work = Callable[[], Taken]
+Seconds = dict[str, list[Taken]]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -120,32 +123,37 @@ def long_run(root: Path, count: int) -> None:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def process(*command: str, package: Path) -> Callable[[], float]:
-    """Runs python with a copy of the package; seconds from start to exit."""
+def process(*command: str, package: Path) -> Work:
+    """Runs python with a copy of the package, from start to exit."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run() -> float:
+    def run() -> Taken:
         begin = time.perf_counter()
-        subprocess.run([sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - begin
+        child = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        taken = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, command)
+        return taken, usage.ru_utime + usage.ru_stime
 
     return run
 
 
-def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Runs something in this process; its seconds."""
+def timed(work: Callable[[], object]) -> Work:
+    """Runs something in this process."""
 
-    def run() -> float:
-        begin = time.perf_counter()
+    def run() -> Taken:
+        begin, busy = time.perf_counter(), time.process_time()
         work()
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, time.process_time() - busy
 
     return run
 
 
-def measure(rows: dict[str, Callable[[], float]], rounds: int) -> Seconds:
-    """Seconds of each row in each round."""
+def measure(rows: dict[str, Work], rounds: int) -> Seconds:
+    """What each row took in each round."""
     seconds: Seconds = {name: [] for name in rows}
     for number in range(rounds + 1):  # the first round warms memory and page cache, and is not counted
         for name, work in rows.items():
@@ -196,10 +204,10 @@ def raw_read(path: Path) -> None:
     os.close(descriptor)
 
 
-def forgotten(path: Path, work: Callable[[Path], object]) -> Callable[[], float]:
+def forgotten(path: Path, work: Callable[[Path], object]) -> Work:
     """The seconds of ``work`` after the page cache has let go of a file."""
 
-    def run() -> float:
+    def run() -> Taken:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -212,14 +220,20 @@ def forgotten(path: Path, work: Callable[[Path], object]) -> Callable[[], float]
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def row(seconds: Seconds, name: str, peer: str, limit: float | None = None, unit: str = "ms") -> tuple[str, ...]:
-    """Cells: what, value, peer, its value, the ratio, the promise and whether it is met."""
-    ours, other = statistics.median(seconds[name]), statistics.median(seconds[peer])
-    ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[peer], strict=True))
-    cells = (name, f"{1e3 * ours:.1f}", peer, f"{1e3 * other:.1f}", f"{ratio:.2f}x")
+def median(taken: list[Taken], which: int) -> float:
+    """Of the seconds on the clock (0), or of processor time (1)."""
+    return statistics.median(one[which] for one in taken)
+
+
+def row(seconds: Seconds, name: str, peer: str, limit: float | None = None) -> tuple[str, ...]:
+    """Cells: what, its time, its processor time, the peer, its time, the ratio, the promise and whether it is met."""
+    ours, other = median(seconds[name], 0), median(seconds[peer], 0)
+    ratio = statistics.median(a / b for (a, _), (b, _) in zip(seconds[name], seconds[peer], strict=True))
+    busy = f"{1e3 * median(seconds[name], 1):.1f}"
+    cells = (name, f"{1e3 * ours:.1f}", busy, peer, f"{1e3 * other:.1f}", f"{ratio:.2f}x")
     if limit is None:
         return (*cells, "", "")
-    return (*cells, f"<= {1e3 * limit:.0f} {unit}", "met" if ours <= limit else "not met")
+    return (*cells, f"<= {1e3 * limit:.0f} ms", "met" if ours <= limit else "not met")
 
 
 def processes(folder: Path, pairs: int, checkpoints: int) -> list[tuple[str, ...]]:
@@ -241,8 +255,8 @@ def processes(folder: Path, pairs: int, checkpoints: int) -> list[tuple[str, ...
     listed, decoded = f"ls of {checkpoints:,} checkpoints", "json.loads of their manifests"
     rows |= {listed: process("-c", MAIN, "ls", str(run), package=compiled), decoded: timed(lambda: json_manifests(run))}
     seconds = measure(rows, pairs)
-    added = [a - b for a, b in zip(seconds["import holdfast"], seconds[bare], strict=True)]
-    seconds["import holdfast, added"] = added
+    pairs_of = zip(seconds["import holdfast"], seconds[bare], strict=True)
+    seconds["import holdfast, added"] = [(a[0] - b[0], a[1] - b[1]) for a, b in pairs_of]
     inspected = [name for name in rows if name.startswith("inspect")]
     return [
         row(seconds, "import holdfast, added", bare, 0.030),
@@ -272,7 +286,7 @@ def opened(folder: Path, pairs: int) -> list[tuple[str, ...]]:
 def verified(folder: Path, pairs: int, megabytes: int) -> list[tuple[str, ...]]:
     """Rows of P8."""
     state = {f"w{number}": torch.randn(1 << 20) for number in range(max(megabytes // 4, 1))}
-    rows: dict[str, Callable[[], float]] = {}
+    rows: dict[str, Work] = {}
     sizes: dict[str, int] = {}
     for kind in (".safetensors", ".pt"):
         path = folder / f"verified{kind}"
@@ -286,14 +300,15 @@ def verified(folder: Path, pairs: int, megabytes: int) -> list[tuple[str, ...]]:
     found = []
     for name in [name for name in rows if name.startswith("verify")]:
         peer = name.replace("verify", "preadv of")
-        speeds = [sizes[name] / one / 1e9 for one in seconds[name]]
-        raw = [sizes[name] / one / 1e9 for one in seconds[peer]]
+        speeds = [sizes[name] / one / 1e9 for one, _ in seconds[name]]
+        raw = [sizes[name] / one / 1e9 for one, _ in seconds[peer]]
         cores = 1.5 * (os.cpu_count() or 1)
         ratio = statistics.median(a / min(b, cores) for a, b in zip(speeds, raw, strict=True))
         limit = f"{peer}, or {cores:.1f} GB/s"
         met = "met" if ratio >= 0.8 else "not met"
         ours, other = f"{statistics.median(speeds):.2f} GB/s", f"{statistics.median(raw):.2f} GB/s"
-        found.append((name, ours, limit, other, f"{ratio:.2f}x", ">= 0.8x of the lower", met))
+        busy = f"{1e3 * median(seconds[name], 1):.1f}"
+        found.append((name, ours, busy, limit, other, f"{ratio:.2f}x", ">= 0.8x of the lower", met))
     return found
 
 
@@ -314,7 +329,7 @@ def main() -> None:
             sparse_safetensors(folder / f"{label}.safetensors", size)
             sparse_pt(folder / f"{label}.pt", size)
             sparse_run(folder / f"{label} run", size)
-        table = Table("what", "ms", "beside", "ms", "ratio", "promise", "")
+        table = Table("what", "ms", "cpu ms", "beside", "ms", "ratio", "promise", "")
         for cells in (
             *processes(folder, args.pairs, args.checkpoints),
             *opened(folder, args.pairs),

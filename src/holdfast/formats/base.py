@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from holdfast.storage.staged import StagedFile
 
 
+INDEX_SUFFIX = ".index.json"
+"""How the index of a model in several files ends."""
+
+
 # gc=False below: these values form no cycles, and a document of 50,000 tensors opens twice as fast when the collector
 # does not walk them.
 class Segment(msgspec.Struct, eq=False, gc=False):

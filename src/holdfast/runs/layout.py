@@ -20,7 +20,6 @@ ENTRIES = "entries.json"
 STATE = "state.json"
 REASON = "reason.json"
 CONTAINER_SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".index.json"
 
 MAX_STEP = 2**63 - 1
 _STEP = re.compile(r"step-(\d{8,19})")
