@@ -267,7 +267,7 @@ def processes(folder: Path, pairs: int, checkpoints: int) -> list[tuple[str, ...
         needs: process("-c", needs, package=compiled),
         "import holdfast": imported("holdfast", compiled),
     }
-    targets = {f"inspect {size} {kind}": folder / f"{size}{kind}" for size in ("1 MB", "100 GB") for kind in KINDS}
+    targets = {f"inspect {size}{kind}": folder / f"{size}{kind}" for size in ("1 MB", "100 GB") for kind in KINDS}
     for name, path in targets.items():
         rows[name] = process("-c", MAIN, "inspect", str(path), package=compiled)
     for name, path in targets.items():
