@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; the real one would import ten modules to say so
 if TYPE_CHECKING:
+    from typing import Any
+
     from holdfast import compat as compat
     from holdfast import surgery as surgery
     from holdfast.api import build as build
@@ -75,6 +75,8 @@ __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (strings, sorted fro
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    import importlib
+
     home = importlib.import_module(f"holdfast.{_HOME[name]}")
     value = home if _HOME[name] == name else getattr(home, name)
     globals()[name] = value

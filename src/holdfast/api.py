@@ -23,7 +23,7 @@ from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
-from holdfast.state.values import trusted_class
+from holdfast.state.lifting import trusted_class
 from holdfast.transfer.opened import Opened, is_source, opened_document
 from holdfast.transfer.rescue import build_layers, rescue_state, untrusted, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects

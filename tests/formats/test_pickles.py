@@ -18,7 +18,9 @@ from holdfast.formats.nodes import Call, Dict, Global, Persistent, Set
 from holdfast.formats.opcodes import MARKED, SIMPLE
 from holdfast.formats.pickles import parse
 from holdfast.formats.rebuild import build_tree
-from holdfast.state.values import Lifting, Lowering, Typed, lift, lower
+from holdfast.state.lifting import Lifting, lift
+from holdfast.state.lowering import Lowering, lower
+from holdfast.state.values import Typed
 
 plain = st.recursive(
     st.none()

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import ArgumentError, CorruptFile, UnknownFormat, UnsupportedValue
-from holdfast.formats import safetensors
+from holdfast.formats import safetensors, safetensors_writing
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.packing import Swapped, gather, pack, row_major
-from holdfast.formats.safetensors import write_tensors
+from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.formats.tensors import needed_bytes
 from holdfast.spec import CHUNK, DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.values import Typed
@@ -403,7 +403,7 @@ def test_metadata_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_past_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors, "HEADER_LIMIT", 1000)
+    monkeypatch.setattr(safetensors_writing, "HEADER_LIMIT", 1000)
     with pytest.raises(
         UnsupportedValue, match=r"take 1,\d\d\d bytes, a safetensors header has 1,000 at most; save as .pt"
     ):

@@ -21,7 +21,8 @@ from holdfast.formats.base import Segment
 from holdfast.formats.nodes import Call, Global
 from holdfast.formats.pickles import parse
 from holdfast.formats.rebuild import build_tree
-from holdfast.state.values import Lifting, Opaque, lift
+from holdfast.state.lifting import Lifting, lift
+from holdfast.state.values import Opaque
 from holdfast.storage.source import MemorySource
 
 STORAGE = bytes(256)

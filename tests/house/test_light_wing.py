@@ -50,10 +50,60 @@ def test_the_check_would_see_torch() -> None:
     assert done.returncode == 1
 
 
-def test_importing_holdfast_loads_little() -> None:
-    done = python("import sys, holdfast\nprint(*sorted({name.split('.')[0] for name in sys.modules}))")
+def test_importing_holdfast_loads_nothing_else() -> None:
+    done = python("import sys; before = set(sys.modules)\nimport holdfast\nprint(*set(sys.modules) - before)")
     assert done.returncode == 0, done.stderr
-    assert not {"torch", "numpy", "click", "rich"} & set(done.stdout.split())
+    assert set(done.stdout.split()) <= {"holdfast", "__future__"}
+
+
+LOOKING = """
+import sys
+from holdfast.cli.main import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+WRITERS = {"storage.atomic", "storage.staged", "storage.output", "storage.workers", "formats.packing", "formats.emit"}
+TABLES = {"state.kinds", "state.lowering", "state.lifting", "state.plain"}
+RARE = {"argparse", "concurrent.futures", "dataclasses", "difflib", "fractions", "hashlib", "json", "logging"}
+RARE |= {"pathlib", "rich", "zoneinfo"}
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules that a verb loads."""
+    done = python(LOOKING, *arguments)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+# What is loaded is most of the time that a look into a small file takes: a module more costs each call of every verb.
+@pytest.mark.parametrize(
+    ("verb", "file", "most"),
+    [
+        ("inspect", "net.safetensors", 35),
+        ("inspect", "ckpt.pt", 38),
+        ("inspect", "plain.pth", 50),
+        ("inspect", "run", 40),
+        ("ls", "run", 28),
+        ("path", "run@last", 28),
+    ],
+)
+def test_looking_loads_only_what_it_needs(saved: Path, verb: str, file: str, most: int) -> None:
+    found = loaded(verb, str(saved / file))
+    assert not RARE & found
+    assert not {f"holdfast.{name}" for name in WRITERS | TABLES} & found
+    ours = {name for name in found if name.startswith("holdfast")}
+    assert len(ours) <= most, sorted(ours)
+    assert "holdfast.runs.manifest" in ours or not file.startswith("run")
+    assert "holdfast.runs.manifest" not in ours or file.startswith("run")
+
+
+def test_the_check_would_see_a_writer(saved: Path, tmp_path: Path) -> None:
+    found = loaded("convert", str(saved / "net.safetensors"), str(tmp_path / "net.pt"))
+    assert {f"holdfast.{name}" for name in WRITERS} <= found
+    assert "holdfast.state.kinds" in found
+    assert RARE & found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from holdfast.errors import FormatError
 from holdfast.formats import safetensors as ours
 from holdfast.formats.base import Document, Segment, StoredTensor
-from holdfast.formats.safetensors import write_tensors
+from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.spec import DTYPES, TensorSpec
 from holdfast.storage.atomic import replace_file
 from holdfast.storage.source import FileSource, MemorySource

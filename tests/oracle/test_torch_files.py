@@ -25,7 +25,8 @@ from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.rebuild import build_tree
 from holdfast.serialization.lowering import DTYPE_NAMES, lower_state
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
-from holdfast.state.values import Lifting, Opaque, Typed, lift
+from holdfast.state.lifting import Lifting, lift
+from holdfast.state.values import Opaque, Typed
 from holdfast.storage.atomic import replace_file
 from holdfast.storage.requests import Check, verify_ranges
 from holdfast.storage.source import FileSource, MemorySource

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
-import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +14,12 @@ from holdfast.runs import catalog as catalog_module
 from holdfast.runs.catalog import best, by_metric, choose_resume, is_run, metric_of, scan
 from holdfast.runs.layout import step_name
 from holdfast.runs.manifest import Manifest, encode
-from holdfast.runs.run_file import BestRule
+from holdfast.runs.run_file import BestRule, RunFile, write_run_file
+from holdfast.runs.standing import scan_run, standing
 from tests.runs.hand_made import commit, facts, flip
 
 TREE = {"epoch": 1}
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 LOW, HIGH = BestRule("loss", "min"), BestRule("loss", "max")
 
 
@@ -151,13 +155,36 @@ def test_a_file_where_a_folder_is_expected_hides_nothing(root: Path) -> None:
     assert scan(root).quarantined == ()
 
 
-def test_many_checkpoints_read_manifests_only(root: Path) -> None:
-    """5,000 are listed in well under a second; the bound here is loose, against doing more than reading manifests."""
-    for step in range(1000):
+def test_a_list_opens_each_manifest_once_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 are listed in well under a second: by one look, one open and one read each."""
+    write_run_file(root, RunFile("r", NOW, best="loss:min", keep="last:3"))
+    for step in range(200):
         folder = root / step_name(step)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes(encode(facts(step, metrics={"loss": 1.0 / (step + 1)})))
-    start = time.perf_counter()
-    catalog = scan(root)
-    assert len(catalog.readable) == 1000
-    assert time.perf_counter() - start < 10
+    opened: Counter[str] = Counter()
+    looked: Counter[str] = Counter()
+    open_, lstat, preadv = os.open, os.lstat, os.preadv
+    reads = []
+
+    def counted_open(path: Any, *rest: Any, **named: Any) -> int:
+        opened[os.path.basename(path)] += 1
+        return open_(path, *rest, **named)
+
+    def counted_lstat(path: Any, **named: Any) -> os.stat_result:
+        looked[os.path.basename(path)] += 1
+        return lstat(path, **named)
+
+    def counted_read(fd: int, *rest: Any) -> int:
+        reads.append(fd)
+        return preadv(fd, *rest)
+
+    monkeypatch.setattr(os, "open", counted_open)
+    monkeypatch.setattr(os, "lstat", counted_lstat)
+    monkeypatch.setattr(os, "preadv", counted_read)
+    run = standing(scan_run(root), NOW)
+    monkeypatch.undo()
+    assert len(run.catalog.readable) == len(run.decisions) == 200
+    assert opened == {"manifest.json": 200, "run.json": 1}
+    assert looked["manifest.json"] == 200
+    assert len(reads) == 201

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import CorruptFile, HoldfastError
-from holdfast.state.encoding import dumps, from_json, loads, to_json
+from holdfast.state.encoding import dumps, from_json, is_plain, loads, to_json
 from holdfast.state.flatten import child, keys, leaves
-from holdfast.state.values import Lifting, Opaque, Typed, lift
+from holdfast.state.lifting import Lifting, lift
+from holdfast.state.values import Opaque, Typed
 
 
 def decoded(value: Any) -> Any:
@@ -156,3 +157,23 @@ def test_hostile_trees_are_walked_and_lifted_or_refused(value: Any) -> None:
         child(tree, key)
     with contextlib.suppress(HoldfastError):
         lift(tree, Lifting(leaf=lambda leaf: leaf, file="f.pt"))
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, 2.5, None, True, "x"]}, [{"": {}}], "é", {"money": [[]] * 100}])
+def test_plain_json_is_its_own_tree(value: Any) -> None:
+    assert is_plain(dumps(value))
+    assert decoded(value) == value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"$tuple": [1]}',
+        b'{"\\u0024tuple": [1]}',
+        b'["5 $"]',
+        b"[" * 500 + b"]" * 500,
+        b'{"a":' * 400 + b"[" * 100 + b"]" * 100 + b"}" * 400,
+    ],
+)
+def test_json_that_may_mean_more_than_it_says_is_not_plain(data: bytes) -> None:
+    assert not is_plain(data)

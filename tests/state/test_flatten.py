@@ -7,7 +7,8 @@ import pytest
 
 from holdfast.state.encoding import to_json
 from holdfast.state.flatten import child, keys, leaves, seen_parts
-from holdfast.state.values import Lowering, Opaque, Typed, lower
+from holdfast.state.lowering import Lowering, lower
+from holdfast.state.values import Opaque, Typed
 
 
 class Leaf:

@@ -8,8 +8,9 @@ import pytest
 
 from holdfast.errors import CorruptFile
 from holdfast.state.encoding import from_json
+from holdfast.state.kinds import KINDS
 from holdfast.state.payloads import check_payload
-from holdfast.state.values import KINDS, Typed
+from holdfast.state.values import Typed
 
 LEAF = object()
 GOOD: dict[str, Any] = {

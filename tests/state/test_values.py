@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 import holdfast
 from holdfast.errors import CorruptFile, MismatchError, RefusedFile, UnsupportedValue, UntrustedType
-from holdfast.state.values import SAVE_DEPTH, Lifting, Lowering, Opaque, Record, Typed, lift, lower, trusted_class
+from holdfast.state.lifting import Lifting, lift, trusted_class
+from holdfast.state.lowering import Lowering, lower
+from holdfast.state.values import SAVE_DEPTH, Opaque, Record, Typed
 
 FORMATS = ["pt", "safetensors"]
 

@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader
 
 import holdfast
 from holdfast.errors import CorruptFile, StorageError, UnknownFormat
-from holdfast.runs.catalog import scan
+from holdfast.runs.catalog import read_reason, scan
 from holdfast.runs.manifest import read_manifest
-from holdfast.runs.moves import read_reason
 from holdfast.storage.digest import digest_bytes
 
 GOOD, NEWEST = 3, 6

@@ -10,7 +10,6 @@ import click
 from holdfast.cli.output import coloured, say, say_json, say_table, size_text
 from holdfast.formats.base import Container, Document, StoredTensor
 from holdfast.formats.tensors import needed_bytes
-from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.opening import open_any
 from holdfast.spec import Path
 from holdfast.state.flatten import leaves, seen_parts
@@ -81,11 +80,8 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
     say(f"{printable(container.file)}: {container.format}, {len(tensors)} tensors, {size_text(_stored(tensors))}")
     if dtypes:
         say(f"  dtypes: {dtypes}")
-    if isinstance(container, Checkpoint):
-        manifest = container.manifest
-        epoch = "" if manifest.epoch is None else f", epoch {manifest.epoch}"
-        batch = "" if manifest.batch is None else f", batch {manifest.batch}"
-        say(f"  step {manifest.step}{epoch}{batch} of run {printable(manifest.run)}")
+    if container.format == "run-checkpoint":
+        _print_position(container)
     opaque = _opaque(document.tree)
     if opaque:
         names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
@@ -95,6 +91,16 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         say("  safe: tensors and plain values; nothing in it asks to run code")
     for name, text in document.metadata.items():
         say(f"  {printable(name[:60])}: {printable(text[:200])}")
+
+
+def _print_position(container: Container) -> None:
+    from holdfast.runs.checkpoint import Checkpoint  # what knows runs is loaded for runs
+
+    if isinstance(container, Checkpoint):
+        manifest = container.manifest
+        epoch = "" if manifest.epoch is None else f", epoch {manifest.epoch}"
+        batch = "" if manifest.batch is None else f", batch {manifest.batch}"
+        say(f"  step {manifest.step}{epoch}{batch} of run {printable(manifest.run)}")
 
 
 def _counted(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from holdfast.cli.output import age_text, coloured, say, say_json, say_table, size_text
-from holdfast.runs.catalog import Listed
+from holdfast.runs.catalog import Listed, read_reason
 from holdfast.runs.manifest import metrics_to_json
-from holdfast.runs.moves import read_reason
 from holdfast.runs.standing import Standing, scan_run, standing
 from holdfast.state.paths import printable
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,8 @@ def say(text: str = "") -> None:
 
 def say_json(value: Any) -> None:
     """Prints a value as JSON in ASCII: no name in it can move a cursor, and NaN is text, not a broken number."""
+    import json
+
     click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=True, allow_nan=False))
 
 

@@ -15,6 +15,7 @@ from functools import partial
 import msgspec
 
 from holdfast.errors import CorruptFile, FormatError, RefusedFile, UnknownFormat
+from holdfast.formats.window import WINDOW, Window
 from holdfast.state.paths import printable
 from holdfast.storage.digest import crc32
 from holdfast.storage.source import ByteSource, MadeSource, shown
@@ -35,7 +36,6 @@ _RATIO = 1032
 """No deflate stream grows by more: https://zlib.net/zlib_tech.html."""
 _INFLATED_BASE, _INFLATED_FACTOR = 64 << 20, 32
 """Inflated bytes that an archive may have: a base and a multiple of its size."""
-_WINDOW = 1 << 18
 _SLACK = 1 << 10
 """Bytes that deflate may add to what it can't shrink, for the beginning of a record."""
 
@@ -62,24 +62,6 @@ class Record(msgspec.Struct, gc=False):
     size: int
     header: int
     start: int = 0
-
-
-class _Window:
-    """Small reads at rising offsets, served out of one larger block while they are close together."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._begin = 0
-        self._data = b""
-
-    def read(self, offset: int, length: int, *, next_offset: int) -> bytes:
-        """Up to ``length`` bytes (fewer at the end of the file); reads ahead when the next read will be near."""
-        at = offset - self._begin
-        if at < 0 or at + length > len(self._data):
-            ahead = _WINDOW if next_offset - offset < _WINDOW // 4 else length
-            self._data = self._source.read(offset, min(max(ahead, length), self._source.size - offset))
-            self._begin, at = offset, 0
-        return self._data[at : at + length]
 
 
 class Archive:
@@ -327,7 +309,7 @@ def _unreadable(file: str, name: str, flags: int, method: int) -> FormatError:
 def _check_headers(source: ByteSource, file: str, records: Sequence[Record], directory: int) -> None:
     """Compares each local header (and descriptor) with the directory, and lets no two records overlap."""
     ordered = sorted(records, key=lambda record: record.header)
-    window = _Window(source)
+    window = Window(source)
     free = 0
     for index, record in enumerate(ordered):
         following = ordered[index + 1].header if index + 1 < len(ordered) else directory
@@ -338,9 +320,9 @@ def _check_headers(source: ByteSource, file: str, records: Sequence[Record], dir
             raise _lie(file, record.header, f"{shown(record.name)} overlaps what follows it")
 
 
-def _check_local(window: _Window, file: str, record: Record, following: int) -> int:
+def _check_local(window: Window, file: str, record: Record, following: int) -> int:
     """Fills in ``record.start`` and returns the byte after the record."""
-    near = following if record.packed < _WINDOW else record.header + 2 * _WINDOW
+    near = following if record.packed < WINDOW else record.header + 2 * WINDOW
     name = record.name.encode()
     head = window.read(record.header, LOCAL.size + len(name), next_offset=near)
     try:
@@ -367,7 +349,7 @@ def _check_local(window: _Window, file: str, record: Record, following: int) -> 
     return _check_descriptor(window, file, record, end, following)
 
 
-def _check_descriptor(window: _Window, file: str, record: Record, end: int, following: int) -> int:
+def _check_descriptor(window: Window, file: str, record: Record, end: int, following: int) -> int:
     """The descriptor after the bytes: with or without a mark, lengths of four or of eight bytes."""
     data = window.read(end, min(24, following - end), next_offset=following)
     for form in ("<3I", "<I2Q"):

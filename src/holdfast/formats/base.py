@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from holdfast.spec import TensorSpec
-from holdfast.storage.atomic import StagedFile
 from holdfast.storage.source import ByteSource
+
+if TYPE_CHECKING:
+    from holdfast.storage.staged import StagedFile
+
+
+INDEX_SUFFIX = ".index.json"
+"""How the index of a model in several files ends."""
 
 
 # gc=False below: these values form no cycles, and a document of 50,000 tensors opens twice as fast when the collector

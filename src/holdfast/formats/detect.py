@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from holdfast.errors import NotFound, UnknownFormat
 from holdfast.formats import safetensors
-from holdfast.formats.base import Container, Format
-from holdfast.formats.index import SUFFIX, find, open_index
+from holdfast.formats.base import INDEX_SUFFIX, Container, Format
 from holdfast.state.paths import printable
 from holdfast.storage.source import ByteSource, FileSource
 
@@ -51,11 +50,15 @@ def open_path(path: str | os.PathLike[str]) -> Container:
 
         if dcp.is_folder(os.listdir(name)):
             return dcp.open_folder(name)
-        name = find(name)
+        from holdfast.formats import index
+
+        name = index.find(name)
     elif not os.path.exists(name):
         raise NotFound(f"`{printable(name)}`: no such file or folder", file=name)
-    if name.endswith(SUFFIX):
-        return open_index(name, open_container)
+    if name.endswith(INDEX_SUFFIX):
+        from holdfast.formats import index
+
+        return index.open_index(name, open_container)
     source = FileSource(name)
     try:
         return open_container(source, name)
@@ -156,7 +159,7 @@ def _text(head: bytes) -> tuple[str, str] | None:
         return f"is a git-lfs pointer{held}, not the file itself", "run `git lfs pull` in its repository"
     if start.startswith(("{", "[")):
         if '"weight_map"' in text:
-            return "is an index of shards", f"open it by its path, named *{SUFFIX}, with the shards beside it"
+            return "is an index of shards", f"open it by its path, named *{INDEX_SUFFIX}, with the shards beside it"
         return "is JSON text", "name the file that holds the weights"
     line = printable(text.splitlines()[0][:60]) if text else ""
     return f"is plain text that begins `{line}`", "name the file that holds the weights"

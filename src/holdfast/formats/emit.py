@@ -20,8 +20,9 @@ from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.codes import boolean, integer, integers, real, text
 from holdfast.formats.untyped import untyped_segments
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
+from holdfast.state.kinds import KINDS
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import KINDS, MAX_DEPTH, Opaque, Tree, Typed
+from holdfast.state.values import MAX_DEPTH, Opaque, Tree, Typed
 
 _MARK, _TUPLE, _REDUCE, _STOP = b"(", b"t", b"R", b"."
 DEPTH_LIMIT = (MAX_DEPTH - 50) // 3
@@ -417,7 +418,7 @@ _KINDS: dict[str, Callable[[_Emitter, Any], Iterator[_Step]]] = {
     "quantized": _Emitter._quantized,
     "meta": _Emitter._meta,
 }
-"""Kinds with a form of their own; ``KINDS[...].plain`` of holdfast.state.values has the others."""
+"""Kinds with a form of their own; ``KINDS[...].plain`` of holdfast.state.kinds has the others."""
 
 
 def as_key(tree: Tree) -> Tree:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import fractions
-import pathlib
 
 from holdfast.formats.numpyforms import NUMPY_FORMS
 from holdfast.formats.parts import Form, Parts, items_of, of_args, pairs_of
@@ -125,11 +123,13 @@ def _complex(real: float, imag: float) -> Tree:
     return complex(real, imag)
 
 
-def _path(kind: str, pure: type[pathlib.PurePath]) -> Form:
+def _path(kind: str, pure: str) -> Form:
     def form(parts: Parts) -> Tree | None:
         if not parts.only_args or not all(type(part) is str for part in parts.args):
             return None
-        return Typed(kind, str(pure(*parts.args)))
+        import pathlib
+
+        return Typed(kind, str(getattr(pathlib, pure)(*parts.args)))
 
     return form
 
@@ -149,8 +149,10 @@ def _fraction(parts: Parts) -> Tree | None:
     args = parts.args
     if not parts.only_args or [type(arg) for arg in args] not in ([str], [int, int]):
         return None
+    from fractions import Fraction
+
     try:
-        number = fractions.Fraction(*args)
+        number = Fraction(*args)
     except (ValueError, ZeroDivisionError):
         return None
     return Typed("fraction", [number.numerator, number.denominator])
@@ -267,7 +269,7 @@ FORMS: dict[str, Form] = {
     **TENSOR_FORMS,
 }
 for _home in ("pathlib", "pathlib._local"):
-    FORMS[f"{_home}.PosixPath"] = _path("path", pathlib.PurePosixPath)
-    FORMS[f"{_home}.WindowsPath"] = _path("path", pathlib.PureWindowsPath)
-    FORMS[f"{_home}.PurePosixPath"] = _path("PurePosixPath", pathlib.PurePosixPath)
-    FORMS[f"{_home}.PureWindowsPath"] = _path("PureWindowsPath", pathlib.PureWindowsPath)
+    FORMS[f"{_home}.PosixPath"] = _path("path", "PurePosixPath")
+    FORMS[f"{_home}.WindowsPath"] = _path("path", "PureWindowsPath")
+    FORMS[f"{_home}.PurePosixPath"] = _path("PurePosixPath", "PurePosixPath")
+    FORMS[f"{_home}.PureWindowsPath"] = _path("PureWindowsPath", "PureWindowsPath")

@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 from holdfast.errors import CorruptFile, NotFound, RefusedFile, UnknownFormat
-from holdfast.formats.base import Container, Document, Segment
+from holdfast.formats.base import INDEX_SUFFIX, Container, Document, Segment
 from holdfast.formats.safetensors import SafetensorsContainer
 from holdfast.state.paths import printable
 from holdfast.state.values import Tree, Typed
 from holdfast.storage.source import ByteSource, FileSource
 
-SUFFIX = ".index.json"
 INDEX_LIMIT = 100_000_000
 """Bytes that an index may have: as many as a safetensors header."""
 
@@ -57,7 +55,7 @@ def find(folder: str) -> str:
     for name in _USUAL:
         if name in names:
             return os.path.join(folder, name)
-    for suffix in (f".safetensors{SUFFIX}", ".safetensors"):
+    for suffix in (f".safetensors{INDEX_SUFFIX}", ".safetensors"):
         found = [name for name in names if name.endswith(suffix)]
         if len(found) == 1:
             return os.path.join(folder, found[0])
@@ -198,6 +196,8 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
     of the same repository.
     """
     parts = shard.split("/")
+    from pathlib import PurePosixPath
+
     plain = PurePosixPath(shard).parts == tuple(parts) and ".." not in parts and not shard.startswith("/")
     if not plain or "\\" in shard or "\0" in shard or ":" in shard:
         raise RefusedFile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -152,6 +151,8 @@ def _refuse_duplicates(header: bytes, file: str) -> None:
             if key in seen:
                 raise corrupt(file, f"`{shown(key)}` stands twice in its header", 8)
             seen.add(key)
+
+    import json
 
     json.loads(header, object_pairs_hook=unique)
 

@@ -1,4 +1,4 @@
-"""What is in a run's folder, and what follows from it: which step to resume, which is best. Reads manifests only."""
+"""What is in a run's folder, and what follows from it: which step to resume, which is best. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from holdfast.errors import FormatError, NotFound, StorageError
-from holdfast.runs.layout import MANIFEST, QUARANTINE, RUN_FILE, SUPERSEDED, parse_leftover, parse_step
-from holdfast.runs.manifest import Manifest, read_manifest
+from holdfast.runs.layout import MANIFEST, QUARANTINE, REASON, RUN_FILE, SUPERSEDED, parse_leftover, parse_step
+from holdfast.runs.manifest import Manifest, read_manifest, read_small
 from holdfast.runs.run_file import BestRule
+from holdfast.state.encoding import loads
 from holdfast.state.paths import printable
+
+_REASON_LIMIT = 64 << 10
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -188,6 +191,17 @@ def names_in(folder: str) -> list[str]:
         raise NotFound(f"`{printable(folder)}`: no such folder", file=folder) from None
     except OSError as error:
         raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
+
+
+def read_reason(root: str | os.PathLike[str], name: str) -> str:
+    """Why the quarantined folder ``name`` was set aside; says so where nothing readable tells."""
+    folder = os.path.join(os.fspath(root), QUARANTINE, name)
+    try:
+        reason = loads(read_small(folder, REASON, _REASON_LIMIT), os.path.join(folder, REASON))
+    except (FormatError, NotFound, StorageError):
+        reason = None
+    text = reason.get("reason") if isinstance(reason, dict) else None
+    return text if isinstance(text, str) else f"has no {REASON} that can be read"
 
 
 def _moved(path: str, name: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Set
 
 from holdfast.errors import ArgumentError, NotFound, RefusedFile
@@ -19,7 +20,6 @@ ENTRIES = "entries.json"
 STATE = "state.json"
 REASON = "reason.json"
 CONTAINER_SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".index.json"
 
 MAX_STEP = 2**63 - 1
 _STEP = re.compile(r"step-(\d{8,19})")
@@ -88,8 +88,10 @@ def inside(folder: str, name: str) -> str:
             file=folder,
         )
     path = os.path.join(folder, name)
-    if os.path.islink(path) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+    try:
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        raise NotFound(f"`{printable(path)}`: is missing from the checkpoint", file=path) from None
+    if is_link and os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
         raise RefusedFile(f"`{printable(path)}`: is a link out of its folder; copy the file in its place", file=path)
-    if not os.path.lexists(path):
-        raise NotFound(f"`{printable(path)}`: is missing from the checkpoint", file=path)
     return path

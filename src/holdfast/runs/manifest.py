@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError, CorruptFile, RefusedFile, UnknownFormat
 from holdfast.runs.layout import MANIFEST, MAX_STEP, inside, is_safe_name
-from holdfast.state.encoding import from_json, to_json
+from holdfast.state.encoding import from_json, is_plain, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.digest import digest_bytes
 from holdfast.storage.source import open_source
@@ -135,6 +135,7 @@ def decode(data: bytes, file: str) -> Manifest:
         _check_own_digest(data, file)  # a version that was damaged is damage, and no newer version
         raise
     _check_own_digest(data, file)
+    plain = is_plain(data)
     manifest = Manifest(
         run=wire.run,
         step=wire.step,
@@ -143,8 +144,8 @@ def decode(data: bytes, file: str) -> Manifest:
         batch=wire.batch,
         metrics=metrics_from_json(wire.metrics, file),
         files=wire.files,
-        objects={name: _object_from_json(name, record, file) for name, record in wire.objects.items()},
-        environment=from_json(wire.environment, _no_tensor, file),
+        objects={name: _object_from_json(name, record, file, plain) for name, record in wire.objects.items()},
+        environment=wire.environment if plain else from_json(wire.environment, _no_tensor, file),
         metadata=wire.metadata,
     )
     _check_decoded(manifest, file)
@@ -254,8 +255,8 @@ def metrics_from_json(metrics: Mapping[str, float | str | None], file: str) -> d
     return found
 
 
-def _object_from_json(name: str, record: Any, file: str) -> dict[str, Any]:
-    found = from_json(record, _no_tensor, file)
+def _object_from_json(name: str, record: Any, file: str, plain: bool) -> dict[str, Any]:
+    found = record if plain else from_json(record, _no_tensor, file)
     if type(found) is not dict:
         raise CorruptFile(
             f"`{printable(file)}`: what it records of object {printable(name)} is no JSON object", file=file

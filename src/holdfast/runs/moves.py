@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
+from holdfast.errors import ArgumentError, NotFound, StorageError
 from holdfast.runs.catalog import Catalog, names_in, scan
 from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, parse_leftover, step_name
-from holdfast.runs.manifest import read_small
 from holdfast.runs.retention import Decision
-from holdfast.state.encoding import dumps, loads
+from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
 from holdfast.storage.syscalls import LOCAL, Syscalls
-
-_REASON_LIMIT = 64 << 10
 
 
 def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls = LOCAL) -> list[int]:
@@ -85,17 +82,6 @@ def quarantine(root: str | os.PathLike[str], step: int, reason: str) -> str:
     target = _move(os.fspath(root), step, QUARANTINE)
     write_bytes(os.path.join(target, REASON), dumps({"step": step, "reason": reason}))
     return target
-
-
-def read_reason(root: str | os.PathLike[str], name: str) -> str:
-    """Why the quarantined folder ``name`` was set aside; says so where nothing readable tells."""
-    folder = os.path.join(os.fspath(root), QUARANTINE, name)
-    try:
-        reason = loads(read_small(folder, REASON, _REASON_LIMIT), os.path.join(folder, REASON))
-    except (FormatError, NotFound, StorageError):
-        reason = None
-    text = reason.get("reason") if isinstance(reason, dict) else None
-    return text if isinstance(text, str) else f"has no {REASON} that can be read"
 
 
 def supersede(root: str | os.PathLike[str], step: int) -> list[int]:

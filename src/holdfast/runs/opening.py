@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from typing import IO, Any
 
 from holdfast.errors import ArgumentError, NotFound, UnknownFormat
 from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
-from holdfast.runs.catalog import names_in
-from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.elsewhere import found_at
-from holdfast.runs.reference import FORMS, locate
 from holdfast.state.paths import printable
 from holdfast.storage.source import StreamSource
 
@@ -42,6 +38,11 @@ def open_any(f: Openable) -> Container:
     if not isinstance(f, str | bytes | os.PathLike):
         return _open_stream(f)
     path = found_at(os.fsdecode(f))
+    if os.path.isfile(path):  # what knows runs is loaded for runs
+        return open_path(path)
+    from holdfast.runs.checkpoint import open_checkpoint
+    from holdfast.runs.reference import locate
+
     folder = locate(path)
     if folder is not None:
         return open_checkpoint(folder)
@@ -63,6 +64,8 @@ def _open_stream(f: Any) -> Container:
 
 def _open_weights(path: str) -> Container:
     """A folder of weights as other libraries write it, else an error that says what was seen."""
+    from holdfast.runs.catalog import names_in
+
     names = names_in(path)
     try:
         return open_path(path)
@@ -79,6 +82,10 @@ def _seen(names: list[str]) -> str:
 
 def _missing(path: str) -> NotFound:
     """The error for what is not there, with what is near."""
+    import difflib
+
+    from holdfast.runs.reference import FORMS
+
     folder, name = os.path.split(path)
     try:
         near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.6)

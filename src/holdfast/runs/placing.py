@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import ArgumentError
-from holdfast.formats.base import StoredTensor
+from holdfast.formats.base import INDEX_SUFFIX, StoredTensor
 from holdfast.formats.packing import Packed, Reference, pack
 from holdfast.formats.safetensors_header import RESERVED
 from holdfast.formats.tensors import needed_bytes
 from holdfast.runs.entries import owner_key
-from holdfast.runs.layout import INDEX_SUFFIX, container_name
+from holdfast.runs.layout import container_name
 from holdfast.spec import Entry, Key, Path, TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted

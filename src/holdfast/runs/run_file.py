@@ -14,7 +14,6 @@ from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import remove_file, write_bytes
 
 RUN_LIMIT = 64 * 1024 * 1024
 """Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
@@ -133,6 +132,8 @@ def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
         VERSION, run.run, run.created.astimezone(datetime.UTC), run.best, run.keep, run.save, lines, run.branch
     )
     data = msgspec.json.format(msgspec.json.encode(wire), indent=2)
+    from holdfast.storage.atomic import write_bytes  # listing a run writes nothing
+
     write_bytes(os.path.join(os.fspath(root), RUN_FILE), data + b"\n")
 
 
@@ -174,6 +175,8 @@ def write_pin(root: str | os.PathLike[str], name: str, step: int) -> None:
     folder = os.fspath(root)
     if not os.path.isdir(os.path.join(folder, step_name(step))):
         raise NotFound(f"`{printable(folder)}`: has no {step_name(step)} to pin", file=folder, step=step)
+    from holdfast.storage.atomic import write_bytes
+
     write_bytes(_pin_path(folder, name), f"{step_name(step)}\n".encode())
 
 
@@ -188,6 +191,8 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     if not os.path.lexists(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
         raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
+    from holdfast.storage.atomic import remove_file
+
     remove_file(path)
 
 

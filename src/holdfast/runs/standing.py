@@ -8,9 +8,8 @@ import os
 import msgspec
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, NotFound
-from holdfast.runs.catalog import Catalog, Listed, best, is_run, scan
+from holdfast.runs.catalog import Catalog, Listed, best, is_run, read_reason, scan
 from holdfast.runs.layout import QUARANTINE, RUN_FILE, SUPERSEDED, parse_step
-from holdfast.runs.moves import read_reason
 from holdfast.runs.retention import Decision, KeepSize, Rule, parse_keep, plan_prune, with_best
 from holdfast.runs.run_file import BestRule, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable

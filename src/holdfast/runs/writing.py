@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.packing import Packed
-from holdfast.formats.safetensors import write_tensors
+from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.runs.entries import encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
 from holdfast.runs.manifest import FileRecord, Manifest, encode

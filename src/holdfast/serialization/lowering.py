@@ -16,8 +16,9 @@ from holdfast.formats.tensors import PACKED, packed_bytes
 from holdfast.serialization.kinds import bytes_of
 from holdfast.serialization.memory import TensorMemory, TensorSource
 from holdfast.spec import DTYPES, Path, TensorSpec, contiguous_stride
+from holdfast.state.lowering import Lowering, lower
 from holdfast.state.paths import dotted
-from holdfast.state.values import Lowering, Tree, Typed, lower
+from holdfast.state.values import Tree, Typed
 from holdfast.storage.source import MemorySource
 
 DTYPE_NAMES = {getattr(torch, name): name for name in DTYPES if hasattr(torch, name)}

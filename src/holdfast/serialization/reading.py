@@ -23,8 +23,9 @@ from holdfast.serialization.side_stream import has_streams
 from holdfast.serialization.upload import Upload, UploadRequest, bytes_of
 from holdfast.spec import CHUNK, TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
+from holdfast.state.lifting import Lifting, lift
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import Lifting, Tree, lift
+from holdfast.state.values import Tree
 from holdfast.storage.requests import ReadRequest, read_requests
 
 _WINDOW = 256 * 1024 * 1024

@@ -65,6 +65,14 @@ def from_json(value: Any, leaf: Callable[[Any], Any], file: str) -> Tree:
         raise CorruptFile(f"`{printable(file)}`: its tree of values is damaged: {reason}", file=file) from None
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether JSON is its own inert tree as it is decoded: no marked value, and too few brackets to be nested too deep.
+
+    A manifest mostly is, and a run may have thousands. Escapes could spell the mark, so there must be none.
+    """
+    return b"$" not in data and b"\\" not in data and data.count(b"{") + data.count(b"[") < MAX_DEPTH
+
+
 def _too_deep(file: str) -> CorruptFile:
     return CorruptFile(f"`{printable(file)}`: its tree is nested deeper than {MAX_DEPTH} levels", file=file)
 

@@ -127,7 +127,7 @@ def _short_name(value: Any) -> str:
 
 
 def foreign_kinds(kind: Any) -> Iterator[Any]:
-    """The rows for the table in ``values``, made with its ``Kind``."""
+    """The rows for the table in ``kinds``, made with its ``Kind``."""
 
     def same(payload: Any) -> Any:
         return payload

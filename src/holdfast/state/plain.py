@@ -63,7 +63,7 @@ def _lift_bytearray(payload: Any) -> bytearray:
 
 
 def plain_kinds(kind: Any) -> Iterator[Any]:
-    """The rows for the table in ``values``, made with its ``Kind``."""
+    """The rows for the table in ``kinds``, made with its ``Kind``."""
     yield kind("tuple", tuple, list, tuple, tuple)
     yield kind("set", set, list, set, set)
     yield kind("frozenset", frozenset, list, frozenset, list)

@@ -5,7 +5,6 @@ XXH3 finds damage, not forgery: whoever can change a file can change its digest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -49,6 +48,8 @@ def hasher_like(expected: str) -> tuple[Hasher, str]:
     if algorithm in ("", ALGORITHM):
         return xxhash.xxh3_128(), algorithm + mark
     if algorithm == "sha256":
+        import hashlib  # it loads OpenSSL, for files that few have
+
         return hashlib.sha256(), algorithm + mark
     raise CorruptFile(f"digest {expected[:100]!r}: the algorithm is neither {ALGORITHM} nor sha256")
 

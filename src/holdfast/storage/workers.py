@@ -10,11 +10,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.spec import CHUNK
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Job = TypeVar("Job")
 Piece = tuple[int, int, int]
@@ -121,6 +123,10 @@ def run_jobs(jobs: Iterable[Job], do: Callable[[Job], None], workers: int | None
 def _join(futures: list[Future[None]], queue: deque[Job], errors: list[BaseException]) -> None:
     for future in futures:
         future.cancel()  # one that has not started has nothing left to do: the caller emptied the queue
+    if not futures:
+        return
+    from concurrent.futures import wait
+
     while not all(future.done() for future in futures):
         try:
             wait(futures)
@@ -143,6 +149,8 @@ class _Threads:
         """Runs ``work`` on ``count`` threads, or on fewer: at interpreter exit none can be started any more."""
         futures: list[Future[None]] = []
         if count > 0:
+            from concurrent.futures import ThreadPoolExecutor  # it loads logging; small files need no second thread
+
             with self._lock:
                 pool = self._pool = self._pool or ThreadPoolExecutor(_MOST, thread_name_prefix="holdfast")
             with suppress(RuntimeError):
