@@ -15,7 +15,7 @@ from pathlib import Path
 
 import peers
 from states import many_tensors
-from table import Case, finish, measure, missing, parser, peak, promise, timed
+from table import Case, finish, measure, missing, parser, peaks, promise, timed
 
 
 def main() -> None:
@@ -42,13 +42,14 @@ def main() -> None:
         against = {"torch": "torch", "safetensors": "safetensors"}
         saved = timed("save", measure(saving, args.pairs), against)
         loaded = timed("load", measure(loading, args.pairs), against)
-        setup = f"from states import many_tensors; from peers import PEERS; state = many_tensors({args.count})\n"
+        setup = "from states import many_tensors; from peers import PEERS, warm; warm(PEERS)\n"
+        setup += f"state = many_tensors({args.count})"
         for rows, work in (
             (saved, "PEERS[{0!r}].save_flat(state, folder / PEERS[{0!r}].file)"),
             (loaded, "PEERS[{0!r}].load_flat(folder / PEERS[{0!r}].file)"),
         ):
-            for key in rows:
-                rows[key].memory = peak(folder, setup, work.format(key))
+            for key, found in peaks(folder, setup, {key: work.format(key) for key in rows}).items():
+                rows[key].memory = found
     for key in peers.OURS:
         if key in saved:
             promise(saved[key], "P5", torch=0.5)

@@ -1,10 +1,11 @@
-"""What the benchmarks share: rounds in turns, medians, limits of the machine, memory in a process of its own, one table."""
+"""What the benchmarks share: rounds in turns, medians, limits of the machine, memory in a process, one table."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
 import gc
+import json
 import os
 import platform
 import statistics
@@ -46,7 +47,7 @@ class Row(msgspec.Struct):
         unit: ``s``, ``ms``, ``MB`` or ``x``.
         ratios: to each peer, by the peer's name.
         limit: share of the machine's own limit, measured in the same run; 1.0 is as fast as the machine.
-        memory: peak resident MB above the state, in a process of its own.
+        memory: peak resident MB above the state, in a process that does nothing else.
         promise: as in docs/promises.md, its number first.
         met: whether; None where nothing is promised.
         note: what a reader must know of this row.
@@ -200,35 +201,41 @@ def memcpy(into: memoryview, blocks: Sequence[memoryview]) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 _PROCESS = """
-import re, sys
+import ctypes, gc, json, re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 folder = Path(sys.argv[1])
 import torch, holdfast
-{setup}
 def status(key):
     return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
-before = status("VmRSS")
-{work}
-print("peak", (status("VmHWM") - before) / 1024)
+{setup}
+peaks = {{}}
+for name, work in json.loads(sys.argv[3]).items():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the one before freed is not this one's to take without being seen
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    before = status("VmRSS")
+    exec(work)
+    peaks[name] = (status("VmHWM") - before) / 1024
+print("peaks", json.dumps(peaks))
 """
 
 
-def peak(folder: Path, setup: str, work: str) -> float:
-    """MB of resident memory that ``work`` needs above what is there after ``setup``, in a process of its own.
+def peaks(folder: Path, setup: str, works: Mapping[str, str]) -> dict[str, float]:
+    """MB of resident memory that each work needs above what is there before it, in a process that does nothing else.
 
     Args:
-        folder: known as ``folder`` to both.
+        folder: known as ``folder`` to all.
         setup: Python lines; benchmarks/ can be imported.
-        work: Python lines.
+        works: Python lines by name, run one after the other.
     """
-    script = _PROCESS.format(setup=setup, work=work)
-    command = [sys.executable, "-W", "ignore", "-c", script, str(folder), str(Path(__file__).parent)]
+    script = _PROCESS.format(setup=setup)
+    command = [sys.executable, "-W", "ignore", "-c", script, str(folder), str(Path(__file__).parent), json.dumps(works)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"a process that measures memory failed:\n{script}\n{done.stderr}")
-    return float(done.stdout.split("peak ")[-1])
+    found: dict[str, float] = json.loads(done.stdout.split("peaks ")[-1])
+    return found
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -292,7 +299,8 @@ def machine() -> str:
 
 def versions() -> str:
     """What was compared, in one line."""
-    names = "torch safetensors numpy isal xxhash tensorizer torchsnapshot fastsafetensors runai-model-streamer".split()
+    peers = ["tensorizer", "torchsnapshot", "fastsafetensors", "runai-model-streamer"]
+    names = ["torch", "safetensors", "numpy", "isal", "xxhash", *peers]
     found = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
     kept = [f"{name} {found[name]}" for name in names if name in found]
     return ", ".join([f"Python {platform.python_version()}", *kept])
