@@ -31,8 +31,8 @@ Points = dict[str, list[tuple[float, float]]]
 _BYTES = [1e6, 4e6, 16e6, 64e6, 256e6, 1e9, 2e9, 4e9, 8e9]
 _COUNTS = [10, 100, 1_000, 10_000, 50_000, 200_000]
 _SLOPE = 1.15
-"""What counts as linear: from 10,000 tensors to 200,000 each costs half as much again, since the state outgrows the CPU's
-caches. What is done for all pairs would be 2."""
+"""What counts as linear: from 10,000 tensors to 200,000 each costs half as much again, since the state outgrows
+the CPU's caches. What is done for all pairs would be 2."""
 
 
 def model(count: int, floats: int) -> nn.Module:
