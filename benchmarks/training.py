@@ -177,7 +177,7 @@ def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list
             promise(row, "P3", **{"torch": 0.25, "best async peer": 0.5})
     rows.append(Row("a step", statistics.median(usual)))
     kept = Row("staging that a background save keeps", staging / 1e6, "MB")
-    at_most(kept, "P9", sum(tensor.nbytes for tensor in _tensors(training.state())) / 1e6)
+    at_most(kept, "P9", round(sum(tensor.nbytes for tensor in _tensors(training.state())) / 1e6))
     return [*rows, kept]
 
 
