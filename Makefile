@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo docs bench faults clean
+.PHONY: help setup test lint demo docs bench peers faults clean
 
 # The first Python that is new enough; override with `make test PYTHON=/path/to/python3.12`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -36,8 +36,11 @@ demo: $(READY) ## train, kill, resume, and prove that nothing differs
 docs: $(READY) ## run every code block of README.md and docs/
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
-bench: $(READY) ## print the tables of benchmarks/, one script a question
-	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+bench: $(READY) ## run all of benchmarks/ (ten minutes) and write their tables; ARGS="--quick" only tries them
+	$(BIN)/python benchmarks/report.py $(ARGS)
+
+peers: $(READY) ## install the packages that benchmarks compare with, where they are not skipped
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,dev,bench]" -c constraints.txt
 
 faults: $(READY) ## kills, power cuts and full disks at every call, the long ones too
 	$(BIN)/python -m pytest tests/faults -n auto --maxprocesses 4 -m "" $(ARGS)

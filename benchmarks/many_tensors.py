@@ -1,77 +1,62 @@
 """Fifty thousand small tensors, where only what is done for each of them counts: P5 of docs/promises.md.
 
-    python benchmarks/many_tensors.py [--pairs 5]
+    python benchmarks/many_tensors.py [--pairs 5] [--count 50000] [--folder DIR]
 
-State M is 50,000 tensors of 64 floats. Saving and loading through the page cache, both sides in turns, medians of the
-rounds' ratios. ``ours, torch's .pt`` reads the file that torch.save wrote.
+State M is 50,000 tensors of 64 floats. Saving and loading through the page cache, all sides in turns, medians of the
+rounds' ratios; packages beside torch and safetensors run two rounds. ``ours, torch's .pt`` reads the file that
+torch.save wrote. DCP and torchsnapshot know no loading without a state to load into; they are in save_restore.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import load_file, save_file
-from save_restore import Work, measure, ratio
+import peers
 from states import many_tensors
-
-import holdfast
+from table import Case, finish, measure, missing, parser, peaks, promise, timed
 
 
 def main() -> None:
     """Measures and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    args = parser.parse_args()
-    tree = many_tensors()
-    with tempfile.TemporaryDirectory() as name:
-        torch_pt, peer, ours_pt, ours = (Path(name) / key for key in ("t.pt", "p.safetensors", "o.pt", "o.safetensors"))
+    options = parser(__doc__)
+    options.add_argument("--count", type=int, default=50_000, help="tensors; fewer for a quick look")
+    args = options.parse_args()
+    state = many_tensors(args.count)
+    usable, left_out = peers.usable()
+    saving, loading = {}, {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        for key, peer in usable.items():
+            path = folder / peer.file
+            if peer.save_flat:
 
-        def gone(path: Path) -> Work:
-            def prepare() -> None:
-                path.unlink(missing_ok=True)
-                os.sync()
+                def gone(path: Path = path) -> None:
+                    peers.removed(path)
+                    os.sync()
 
-            return prepare
-
-        saved = measure(
-            {
-                "torch": (gone(torch_pt), lambda: torch.save(tree, torch_pt)),
-                "safetensors": (gone(peer), lambda: save_file(tree, peer)),
-                "ours .pt": (gone(ours_pt), lambda: holdfast.save(tree, ours_pt, durable=False)),
-                "ours .safetensors": (gone(ours), lambda: holdfast.save(tree, ours, durable=False)),
-            },
-            args.pairs,
-        )
-        loaded = measure(
-            {
-                "torch": (lambda: None, lambda: torch.load(torch_pt)),
-                "safetensors": (lambda: None, lambda: load_file(peer)),
-                "ours .pt": (lambda: None, lambda: holdfast.load(ours_pt)),
-                "ours .safetensors": (lambda: None, lambda: holdfast.load(ours)),
-                "ours, torch's .pt": (lambda: None, lambda: holdfast.load(torch_pt)),
-            },
-            args.pairs,
-        )
-    table = Table(
-        "what", "seconds", "ratio to torch", "ratio to safetensors", "promise", title="50,000 tensors of 64 floats"
-    )
-    for title, seconds, promise in (("save", saved, "<= 0.5x torch"), ("load", loaded, "<= 0.33x torch")):
-        for key, values in seconds.items():
-            table.add_row(
-                f"{title}: {key}",
-                f"{statistics.median(values):.2f}",
-                f"{ratio(seconds, key, 'torch'):.2f}x",
-                f"{ratio(seconds, key, 'safetensors'):.2f}x",
-                promise if key.startswith("ours") else "",
-            )
-    Console(width=110).print(table)
+                saving[key] = Case(lambda save=peer.save_flat, path=path: save(state, path), gone, peer.rounds)
+            if peer.load_flat:
+                loading[key] = Case(lambda load=peer.load_flat, path=path: load(path), rounds=peer.rounds)
+        against = {"torch": "torch", "safetensors": "safetensors"}
+        saved = timed("save", measure(saving, args.pairs), against)
+        loaded = timed("load", measure(loading, args.pairs), against)
+        setup = "from states import many_tensors; from peers import PEERS, warm; warm(PEERS)\n"
+        setup += f"state = many_tensors({args.count})"
+        for rows, work in (
+            (saved, "PEERS[{0!r}].save_flat(state, folder / PEERS[{0!r}].file)"),
+            (loaded, "PEERS[{0!r}].load_flat(folder / PEERS[{0!r}].file)"),
+        ):
+            for key, found in peaks(folder, setup, {key: work.format(key) for key in rows}).items():
+                rows[key].memory = found
+    for key in peers.OURS:
+        if key in saved:
+            promise(saved[key], "P5", torch=0.5)
+        promise(loaded[key], "P5", torch=0.33)
+    gone_rows = missing("save and load", {key: why for key, why in left_out.items() if peers.PEERS[key].load_flat})
+    notes = ["peak extra memory of a load holds the tensors that it returns"]
+    finish(args, f"{args.count:,} tensors of 64 floats", [*saved.values(), *loaded.values(), *gone_rows], notes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,15 +29,57 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(width)
 
 
-def gpt2_with_moments() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """State G: the model and an AdamW that has made one step, 1.49 GB."""
-    net = GPT2()
-    optimizer = torch.optim.AdamW(net.parameters())
-    for parameter in net.parameters():
-        parameter.grad = torch.full_like(parameter, 0.01)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return net, optimizer
+class Live:
+    """A model, and an optimizer that has made one step: what is saved, and what is restored into."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.optimizer = torch.optim.AdamW(net.parameters())
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 0.01)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        return {"model": self.net, "optimizer": self.optimizer}
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        return {name: one.state_dict() for name, one in self.objects.items()}
+
+    @property
+    def flat(self) -> dict[str, torch.Tensor]:
+        """Every tensor under one name, for peers that know no trees."""
+        tensors = {f"model.{name}": value for name, value in self.net.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        return tensors
+
+    def take(self, found: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Copies named tensors into the live ones; what a peer maps is read by that."""
+        live = self.flat
+        for name, value in found:
+            live.pop(name).copy_(value)
+        if live:
+            raise SystemExit(f"a peer left out {list(live)[:3]}")
+
+    def take_tree(self, tree: dict[str, Any]) -> None:
+        """load_state_dict, with every page touched."""
+        self.net.load_state_dict(tree["model"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        for values in self.optimizer.state.values():  # mapped pages are read when they are touched
+            for value in values.values():
+                value.reshape(-1)[::1024].sum()
+
+    def blocks(self) -> list[memoryview]:
+        """The bytes of every tensor, as they lie."""
+        return [memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in self.flat.values()]
+
+
+def gpt2(layers: int = 12) -> Live:
+    """State G: GPT-2 with its AdamW moments, 1.49 GB with all layers, and smaller in all parts with fewer."""
+    return Live(GPT2(layers, words=50257 * layers // 12))
 
 
 def many_tensors(count: int = 50_000, size: int = 64) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ ours digests as always.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import gc
 import os
@@ -27,14 +26,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from rich.console import Console
-from rich.table import Table
-from states import GPT2
+from states import GPT2, gpt2
+from table import Row, at_most, finish, parser, promise, ratio
 from torch import nn
 
 import holdfast
 
 Finish = Callable[[], object]
+CLONE = "clone, then torch.save in a thread"
 
 
 class Training:
@@ -142,12 +141,12 @@ def window(training: Training, steps: int, save: Callable[[], Finish]) -> tuple[
     return time.perf_counter() - begin, stall, each
 
 
-def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list[tuple[str, ...]]:
+def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list[Row]:
     """Rows of P3, and of P4 at full size."""
     savers = Savers(training, folder)
     ways = {
         "torch.save": savers.torch_save,
-        "clone, then torch.save in a thread": savers.clone_and_thread,
+        CLONE: savers.clone_and_thread,
         "DCP async_save": savers.dcp_async,
         "ours, in the foreground": savers.ours(False),
         "ours, background=True": savers.ours(True),
@@ -166,36 +165,41 @@ def added_time(training: Training, folder: Path, steps: int, pairs: int) -> list
     staging = savers.runs[True]._commits._saver._staging.size
     for run in savers.runs.values():
         run.close()
+    best = [min(pair) for pair in zip(added[CLONE], added["DCP async_save"], strict=True)]
+    compared = {**added, "best": best}
     rows = []
     for name in ways:
-        ratio = statistics.median(a / b for a, b in zip(added[name], added["torch.save"], strict=True))
-        best = statistics.median(
-            a / min(b, c)
-            for a, b, c in zip(
-                added[name], added["clone, then torch.save in a thread"], added["DCP async_save"], strict=True
-            )
-        )
-        promise = "<= 0.25x torch, <= 0.5x async" if name == "ours, background=True" else ""
-        call = f"{1e3 * statistics.median(stalls[name]):.1f}"
-        rows.append((name, f"{statistics.median(added[name]):.2f}", f"{ratio:.2f}x", f"{best:.2f}x", call, promise))
-    rows.append((f"a step takes {statistics.median(usual):.2f} s; staging {staging / 1e6:.0f} MB", "", "", "", "", ""))
-    return rows
+        row = Row(f"added by {name}", statistics.median(added[name]))
+        row.ratios = {"torch": ratio(compared, name, "torch.save"), "best async peer": ratio(compared, name, "best")}
+        row.note = f"the call takes {1e3 * statistics.median(stalls[name]):.1f} ms"
+        rows.append(row)
+        if name == "ours, background=True":
+            promise(row, "P3", **{"torch": 0.25, "best async peer": 0.5})
+    rows.append(Row("a step", statistics.median(usual)))
+    kept = Row("staging that a background save keeps", staging / 1e6, "MB")
+    at_most(kept, "P9", round(sum(tensor.nbytes for tensor in _tensors(training.state())) / 1e6))
+    return [*rows, kept]
 
 
-def stalls(folder: Path, pairs: int) -> list[tuple[str, ...]]:
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def stalls(folder: Path, pairs: int, layers: int) -> list[Row]:
     """Rows of P4: the call of run.save at several sizes, and a clone of the same state."""
     rows = []
-    for layers, words in ((1, 5_000), (6, 25_000), (12, 50_257)):
-        net = GPT2(layers, words=words)
-        optimizer = torch.optim.AdamW(net.parameters())
+    for part in sorted({1, layers // 2, layers} - {0}):
+        live = gpt2(part)
+        net, optimizer, state = live.net, live.optimizer, live.tree
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, 0.01)
-        optimizer.step()
-        state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
         size = sum(value.nbytes for value in net.state_dict().values()) * 3
         calls, fences, clones = [], [], []
         with holdfast.Run(
-            folder / f"stall-{layers}", model=net, optimizer=optimizer, background=True, keep="last:1"
+            folder / f"stall-{part}", model=net, optimizer=optimizer, background=True, keep="last:1"
         ) as run:
             for number in range(1, 4 * pairs + 3):
                 start = time.perf_counter()
@@ -210,20 +214,15 @@ def stalls(folder: Path, pairs: int) -> list[tuple[str, ...]]:
             start = time.perf_counter()
             cloned(state)
             clones.append(time.perf_counter() - start)
-        rows.append(
-            (
-                f"{size / 1e9:.2f} GB",
-                f"{1e3 * statistics.median(calls):.1f}",
-                f"{1e3 * max(calls):.1f}",
-                f"{1e3 * statistics.median(fences):.0f}",
-                f"{1e3 * statistics.median(clones):.0f}",
-                "<= 10 ms, at any size",
-            )
-        )
+        row = Row(f"the call of run.save, {size / 1e9:.2f} GB", 1e3 * statistics.median(calls), "ms")
+        row.ratios = {"a clone": statistics.median(calls) / statistics.median(clones)}
+        row.note = f"at most {1e3 * max(calls):.1f}; copied before the step: {1e3 * statistics.median(fences):.0f} ms"
+        at_most(row, "P4", 10)
+        rows.append(row)
     return rows
 
 
-def frozen(folder: Path, pairs: int, layers: int) -> list[tuple[str, ...]]:
+def frozen(folder: Path, pairs: int, layers: int) -> list[Row]:
     """Rows of P6: a state of which all but one percent is frozen, saved again."""
     net = GPT2(layers)
     bulk = nn.ParameterList(nn.Parameter(torch.randn(1 << 20), requires_grad=False) for _ in range(235 * layers // 12))
@@ -247,50 +246,32 @@ def frozen(folder: Path, pairs: int, layers: int) -> list[tuple[str, ...]]:
                 again.append(saved.seconds)
                 torchs.append(seconds)
                 written.append(saved.changed / moving)
-    ratio = statistics.median(a / b for a, b in zip(again, torchs, strict=True))
-    return [
-        ("torch.save", f"{size / 1e9:.2f}", f"{statistics.median(torchs):.2f}", "1.00x", "", ""),
-        (
-            "ours, again",
-            f"{size / 1e9:.2f}",
-            f"{statistics.median(again):.3f}",
-            f"{ratio:.3f}x",
-            f"{statistics.median(written):.3f}x",
-            "<= 0.1x the time, <= 1.05x the changed bytes",
-        ),
-    ]
+    title = f"{size / 1e9:.2f} GB, 99 % frozen"
+    row = Row(f"saved again, ours: {title}", statistics.median(again))
+    row.ratios = {"torch": ratio({"ours": again, "torch": torchs}, "ours", "torch")}
+    promise(row, "P6", torch=0.1)
+    changed = Row("written, to the bytes that changed", statistics.median(written), "x")
+    at_most(changed, "P6", 1.05)
+    return [Row(f"saved again, torch.save: {title}", statistics.median(torchs)), row, changed]
 
 
 def main() -> None:
-    """Measures and prints one table for each promise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--layers", type=int, default=12, help="of the model; fewer for a quick look")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a folder of the system by default")
-    args = parser.parse_args()
-    console = Console(width=150)
+    """Measures and prints one table."""
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--layers", type=int, default=12, help="of the model; fewer for a quick look")
+    args = options.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        table = Table(
-            "P3: a save while training", "added s", "to torch.save", "to the best async peer", "call ms", "promise"
-        )
-        for row in added_time(Training(args.layers), folder, args.steps, args.pairs):
-            table.add_row(*row)
-        console.print(table)
+        rows = []
+        rows += added_time(Training(args.layers), folder, args.steps, args.pairs)
         gc.collect()
-        table = Table("P4: state", "call ms, p50", "max", "copy before the step ms", "a clone ms", "promise")
-        for row in stalls(folder, args.pairs):
-            table.add_row(*row)
-        console.print(table)
+        rows += stalls(folder, args.pairs, args.layers)
         gc.collect()
-        table = Table("P6: 99 % frozen", "GB", "seconds", "to torch.save", "written to what moved", "promise")
-        for row in frozen(folder, args.pairs, args.layers):
-            table.add_row(*row)
-        console.print(table)
+        rows += frozen(folder, args.pairs, args.layers)
         dist.destroy_process_group()
-    console.print(f"torch {torch.__version__}, {os.cpu_count()} cores; no GPU was used")
+    finish(args, "A save while training", rows, ["No GPU was used."])
 
 
 if __name__ == "__main__":

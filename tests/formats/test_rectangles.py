@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import CorruptFile, RefusedFile
 from holdfast.formats.base import Segment, StoredTensor
-from holdfast.formats.packing import gather
+from holdfast.formats.gathering import gather
 from holdfast.formats.rectangles import MAX_RECTANGLES, Assembled, Rectangle, check_cover
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.storage.source import MemorySource

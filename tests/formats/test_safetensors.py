@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from holdfast.errors import ArgumentError, CorruptFile, UnknownFormat, UnsupportedValue
 from holdfast.formats import safetensors, safetensors_writing
 from holdfast.formats.base import Document, Segment, StoredTensor
-from holdfast.formats.packing import Swapped, gather, pack, row_major
+from holdfast.formats.packing import Swapped, pack
 from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.formats.tensors import needed_bytes
-from holdfast.spec import CHUNK, DTYPES, TensorSpec, contiguous_stride
+from holdfast.spec import CHUNK, DTYPES, TensorSpec
 from holdfast.state.values import Typed
 from holdfast.storage.atomic import replace_file
 from holdfast.storage.digest import chunk_digests
@@ -311,39 +309,6 @@ def test_parts_of_a_turned_source_are_the_same_bytes() -> None:
     assert all(source.read(at, 5) == whole[at : at + 5] for at in range(59))
     with pytest.raises(CorruptFile, match="the file ends at byte 64"):
         source.read(60, 5)
-
-
-@st.composite
-def strided(draw: st.DrawFn) -> TensorSpec:
-    """A shape under a permuted stride, with and without gaps."""
-    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=5)))
-    order = draw(st.permutations(range(len(shape))))
-    steps, step = [0] * len(shape), 1
-    for axis in order:
-        steps[axis] = step
-        step *= max(shape[axis], 1) + draw(st.integers(0, 1))
-    return TensorSpec(
-        draw(st.sampled_from(["uint8", "int16", "float32", "complex64", "complex128"])), shape, tuple(steps)
-    )
-
-
-@given(strided())
-def test_gather_agrees_with_index_arithmetic(spec: TensorSpec) -> None:
-    import itertools
-
-    size = spec.itemsize
-    data = bytes(index % 251 for index in range(spec.extent * size))
-    wanted = b""
-    for index in itertools.product(*map(range, spec.shape)):
-        at = size * sum(place * step for place, step in zip(index, spec.stride or (), strict=True))
-        wanted += data[at : at + size]
-    assert bytes(gather(data, spec)) == wanted
-    rows = row_major(MemorySource(data), spec)
-    half = rows.size // 2
-    for _ in range(2):  # read once it forgets, and can be read again
-        assert rows.read(half, rows.size - half) + rows.read(0, half) == wanted[half:] + wanted[:half]
-    if spec.stride == contiguous_stride(spec.shape):
-        assert wanted == data
 
 
 def test_large_tensors_have_a_digest_for_each_chunk(tmp_path: Path) -> None:

@@ -11,21 +11,19 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import StoredTensor
+from holdfast.formats.gathering import ITEM, Gathered
 from holdfast.formats.safetensors_header import RESERVED, shown
 from holdfast.formats.tensors import needed_bytes
 from holdfast.spec import DTYPES, TensorSpec, contiguous_stride
 from holdfast.state.flatten import leaves
 from holdfast.state.values import Tree
-from holdfast.storage.source import ByteSource, MadeSource, SubSource, check_inside
-
-_ITEM: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-"""Formats of memoryview and array by item size."""
+from holdfast.storage.source import ByteSource, SubSource, check_inside
 
 
 class Packed(msgspec.Struct, eq=False, gc=False):
@@ -149,7 +147,7 @@ def _pack_cluster(members: list[_Member], packing: Packing, taken: set[str]) -> 
     if cover is not None:
         entry = Packed(cover[0], cover[1].spec.dtype, cover[1].spec.shape, source, start, high - low)
     elif gathered:
-        rows = row_major(SubSource(source, start, high - low), first.spec)
+        rows = Gathered(SubSource(source, start, high - low), first.spec)
         entry = Packed(name, first.spec.dtype, first.spec.shape, rows, 0, rows.size)
     else:
         if not alike:
@@ -258,7 +256,7 @@ class Swapped:
         end = min(-(-(offset + length) // self._unit) * self._unit, self.size)
         data = self._source.read(begin, end - begin)
         if self._unit > 1:
-            numbers = array(_ITEM[self._unit], data)
+            numbers = array(ITEM[self._unit], data)
             numbers.byteswap()
             data = numbers.tobytes()
         return data[offset - begin : offset - begin + length]
@@ -268,22 +266,6 @@ class Swapped:
 
     def close(self) -> None:
         """Nothing to let go of: the source is the caller's."""
-
-
-def row_major(source: ByteSource, spec: TensorSpec) -> ByteSource:
-    """The row-major bytes of a strided tensor, gathered when they are asked for.
-
-    Args:
-        source: the tensor's bytes, from its first element to its last.
-        spec: dtype, shape and stride; no two elements may overlap.
-    """
-
-    def make() -> bytearray:
-        data = bytearray(source.size)
-        source.read_into(0, memoryview(data))  # read() would hold it twice
-        return gather(data, spec)
-
-    return MadeSource(source.name, spec.nbytes, make)
 
 
 def tensor_bytes(leaf: StoredTensor, *, as_it_lies: bool = False) -> ByteSource:
@@ -297,49 +279,4 @@ def tensor_bytes(leaf: StoredTensor, *, as_it_lies: bool = False) -> ByteSource:
     source: ByteSource = SubSource(segment.source, segment.offset + leaf.offset, needed_bytes(spec))
     if segment.swapped:
         source = Swapped(source, _unit(spec.dtype))
-    return source if as_it_lies or spec.is_contiguous else row_major(source, spec)
-
-
-def gather(data: bytes | bytearray | memoryview, spec: TensorSpec) -> bytearray:
-    """The elements of a strided tensor in row-major order.
-
-    The longest dimension is copied by strided slices, which run in C; Python loops over the others.
-
-    Args:
-        data: bytes from the first element to the last.
-        spec: dtype, shape and stride.
-    """
-    result = bytearray(spec.nbytes)
-    scale = 2 if spec.itemsize == 16 else 1  # a complex128 is copied as two words
-    item = _ITEM[spec.itemsize // scale]
-    steps = zip(spec.shape, spec.stride or contiguous_stride(spec.shape), contiguous_stride(spec.shape), strict=True)
-    axes = [(size, at * scale, to * scale) for size, at, to in steps if size != 1] + [(scale, 1, 1)]
-    axes = _merged(axes)
-    if not result:
-        return result
-    longest = max(range(len(axes)), key=lambda index: axes[index][0])
-    size, step_from, step_to = axes.pop(longest)
-    reach_from, reach_to = (size - 1) * step_from + 1, (size - 1) * step_to + 1
-    have, want = memoryview(data).cast(item), memoryview(result).cast(item)
-    for begin, start in zip(_starts(axes, 1), _starts(axes, 2), strict=True):
-        want[start : start + reach_to : step_to] = have[begin : begin + reach_from : step_from]
-    return result
-
-
-_Axis = tuple[int, int, int]
-"""(size, step where the elements are, step where they go), steps in items."""
-
-
-def _merged(axes: Iterable[_Axis]) -> list[_Axis]:
-    """Neighbours that are walked as one on both sides, as one."""
-    result: list[_Axis] = []
-    for size, at, to in axes:
-        if result and result[-1][1] == size * at and result[-1][2] == size * to:
-            result[-1] = (result[-1][0] * size, at, to)
-        else:
-            result.append((size, at, to))
-    return result
-
-
-def _starts(axes: list[_Axis], side: int) -> Iterable[int]:
-    return map(sum, itertools.product(*(range(0, axis[0] * axis[side], axis[side]) for axis in axes)))
+    return source if as_it_lies or spec.is_contiguous else Gathered(source, spec)
