@@ -25,7 +25,7 @@ from states import GPT2
 
 import holdfast
 from holdfast.serialization.side_stream import SideStream, pinned_memory
-from holdfast.training.staging import Staging
+from holdfast.training.snapshots.staging import Staging
 
 Row = tuple[str, str, str, str, str]
 

@@ -56,8 +56,8 @@ def test_prove_of_scripts_that_are_none(holdfast: Holdfast, tmp_path: Path) -> N
 
 
 def test_the_report_names_everything() -> None:
-    from holdfast.training.comparing import Difference
-    from holdfast.training.verdict import Cause, Killed, Proof, RunProof
+    from holdfast.training.proof.comparing import Difference
+    from holdfast.training.proof.verdict import Cause, Killed, Proof, RunProof
 
     differences = [Difference(f"model.{n}", "1 of 2 float32 elements, the first at 0") for n in range(7)]
     proof = Proof(

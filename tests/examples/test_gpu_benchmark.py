@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.training.staging import host_memory
+from holdfast.training.snapshots.staging import host_memory
 from tests.training.late_stream import Api
 
 

@@ -19,7 +19,7 @@ import torch._dynamo  # noqa: F401  # the first step of an optimizer imports it
 
 import holdfast.training.run  # noqa: F401  # with all that it imports
 from holdfast.errors import HoldfastError
-from holdfast.training import proving, proving_process
+from holdfast.training.proof import proving, proving_process
 
 
 class Forked:

@@ -21,8 +21,8 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 import holdfast
-from holdfast.training.audit import AuditReport
-from holdfast.training.drift import Baseline
+from holdfast.training.auditing.audit import AuditReport
+from holdfast.training.auditing.drift import Baseline
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -13,10 +13,10 @@ from holdfast.serialization.side_stream import SideStream
 from holdfast.spec import TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.storage.workers import BLOCK
-from holdfast.training import offloads as offloads_module
-from holdfast.training.offloads import Offloads
-from holdfast.training.snapshot import Snapshot
-from holdfast.training.staging import Staging, host_memory
+from holdfast.training.snapshots import offloads as offloads_module
+from holdfast.training.snapshots.offloads import Offloads
+from holdfast.training.snapshots.snapshot import Snapshot
+from holdfast.training.snapshots.staging import Staging, host_memory
 from tests.training.late_stream import Api
 
 

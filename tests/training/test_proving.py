@@ -14,8 +14,8 @@ import pytest
 
 import holdfast
 from holdfast.errors import ArgumentError, MachineError, NotFound
-from holdfast.training.comparing import Difference, compare_checkpoints
-from holdfast.training.proving import (
+from holdfast.training.proof.comparing import Difference, compare_checkpoints
+from holdfast.training.proof.proving import (
     Options,
     Trace,
     draw_kills,
@@ -25,8 +25,8 @@ from holdfast.training.proving import (
     read_trace,
     unseeded,
 )
-from holdfast.training.proving_process import digest
-from holdfast.training.verdict import Facts, likely_causes
+from holdfast.training.proof.proving_process import digest
+from holdfast.training.proof.verdict import Facts, likely_causes
 from tests.runs.hand_made import commit, small_tree
 
 HERE = Path(__file__).parent

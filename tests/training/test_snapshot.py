@@ -14,8 +14,8 @@ from holdfast.serialization.lowering import lower_state
 from holdfast.serialization.memory import announce_write
 from holdfast.state.flatten import leaves
 from holdfast.storage.workers import BLOCK
-from holdfast.training.snapshot import Snapshot
-from holdfast.training.staging import SLAB, Staging
+from holdfast.training.snapshots.snapshot import Snapshot
+from holdfast.training.snapshots.staging import SLAB, Staging
 
 FLOATS = 3 * BLOCK // 4 + 100  # three blocks and a bit
 

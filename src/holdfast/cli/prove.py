@@ -47,7 +47,7 @@ def command(
 
     Exits 0 when every bit is the same, 1 when one differs, 3 when SCRIPT makes no run, 5 when it fails by itself.
     """
-    from holdfast.training.proving import Options, prove
+    from holdfast.training.proof.proving import Options, prove
 
     number, unit = parse_amount(timeout)
     if unit not in SECONDS:

@@ -14,14 +14,14 @@ from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_bests
-from holdfast.training import trial
-from holdfast.training.audit import AuditReport, audit
+from holdfast.training.auditing.audit import AuditReport, audit
+from holdfast.training.auditing.drift import Baseline
 from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
-from holdfast.training.drift import Baseline
 from holdfast.training.feed import Feed
 from holdfast.training.folder import RunFolder
+from holdfast.training.proof import trial
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
 from holdfast.training.signals import ErrorWatch, SignalWatch

@@ -20,9 +20,9 @@ from holdfast.runs.placing import Groups
 from holdfast.training.background import Background
 from holdfast.training.committed import Committed, Outcome
 from holdfast.training.folder import Facts, RunFolder
-from holdfast.training.offloads import Offloads
-from holdfast.training.snapshot import Snapshot
-from holdfast.training.staging import Staging
+from holdfast.training.snapshots.offloads import Offloads
+from holdfast.training.snapshots.snapshot import Snapshot
+from holdfast.training.snapshots.staging import Staging
 
 log = logging.getLogger("holdfast")
 

@@ -26,9 +26,9 @@ from holdfast.objects.loader import LoaderPart
 from holdfast.objects.module import unwrap
 from holdfast.objects.stateful import class_name
 from holdfast.state.paths import printable
-from holdfast.training.census import Survey, attributes, home
-from holdfast.training.drift import Baseline, Change
-from holdfast.training.reach import Reached
+from holdfast.training.auditing.census import Survey, attributes, home
+from holdfast.training.auditing.drift import Baseline, Change
+from holdfast.training.auditing.reach import Reached
 from holdfast.training.saved import BUILT
 
 Kind = Literal["module", "optimizer", "scheduler", "scaler", "loader", "generator", "object", "attribute", "buffer"]

@@ -28,10 +28,10 @@ from holdfast.spec import Path
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.storage.requests import read_requests
-from holdfast.training.offloads import Offloads
-from holdfast.training.owned import Owned
-from holdfast.training.sources import SnapshotSource
-from holdfast.training.staging import Staging
+from holdfast.training.snapshots.offloads import Offloads
+from holdfast.training.snapshots.owned import Owned
+from holdfast.training.snapshots.sources import SnapshotSource
+from holdfast.training.snapshots.staging import Staging
 
 _TORCHS = "torch.optim."
 

@@ -25,12 +25,12 @@ from holdfast.runs.catalog import Listed, scan
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import remove_folder
-from holdfast.training.comparing import Compared, Difference, common_steps, compare_checkpoints, has_part
-from holdfast.training.proving_process import Kill, Plan, Where
+from holdfast.training.proof.comparing import Compared, Difference, common_steps, compare_checkpoints, has_part
+from holdfast.training.proof.proving_process import Kill, Plan, Where
+from holdfast.training.proof.verdict import Cause, Facts, Killed, Proof, RunProof, Verdict, likely_causes
 from holdfast.training.triggers import parse_save
-from holdfast.training.verdict import Cause, Facts, Killed, Proof, RunProof, Verdict, likely_causes
 
-_START = "from holdfast.training.proving_process import main; main()"
+_START = "from holdfast.training.proof.proving_process import main; main()"
 _SAVES_BETWEEN_KILLS = 5
 _PLACES: tuple[Where, ...] = ("inside an item", "inside a save", "between items")
 _LAST_LINES = 20

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from holdfast.state.paths import printable
-from holdfast.training.comparing import Difference
+from holdfast.training.proof.comparing import Difference
 
 Verdict = Literal["same", "differs", "not deterministic", "fails when resumed"]
 _SHOWN = 5

@@ -24,7 +24,7 @@ import xxhash
 
 from holdfast.runs.elsewhere import live_elsewhere
 from holdfast.runs.layout import parse_step
-from holdfast.training.trial import put_on_trial
+from holdfast.training.proof.trial import put_on_trial
 
 Where = Literal["between items", "inside an item", "inside a save", "at some time"]
 _CHANGES = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}

@@ -16,8 +16,8 @@ from holdfast.spec import CHUNK, Path
 from holdfast.storage.requests import ReadRequest
 from holdfast.storage.source import FilledSource, check_inside
 from holdfast.storage.workers import BLOCK
-from holdfast.training.owned import Owner
-from holdfast.training.staging import Staging
+from holdfast.training.snapshots.owned import Owner
+from holdfast.training.snapshots.staging import Staging
 
 
 class Gate(Protocol):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from holdfast.serialization.side_stream import SideStream, has_streams, pinned_memory
-from holdfast.training.sources import SnapshotSource
-from holdfast.training.staging import Staging
+from holdfast.training.snapshots.sources import SnapshotSource
+from holdfast.training.snapshots.staging import Staging
 
 
 class Offloads:

@@ -1,0 +1,1 @@
+"""What is alive and stateful and not in the run."""

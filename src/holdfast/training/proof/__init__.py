@@ -1,0 +1,1 @@
+"""Whether a killed and resumed training ends with the same bits, tried."""

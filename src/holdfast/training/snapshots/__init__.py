@@ -1,0 +1,1 @@
+"""Copy on step: the state of one moment while training goes on."""
