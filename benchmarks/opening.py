@@ -13,7 +13,6 @@ the two is the limit, and the ratio is to it.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import datetime
 import json
@@ -29,8 +28,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from rich.console import Console
-from rich.table import Table
+from table import Row, at_most, finish, parser
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import holdfast
@@ -245,18 +243,17 @@ def median(taken: list[Taken], which: int) -> float:
     return statistics.median(one[which] for one in taken)
 
 
-def row(seconds: Seconds, name: str, peer: str, limit: float | None = None) -> tuple[str, ...]:
-    """Cells: what, its time, its processor time, the peer, its time, the ratio, the promise and whether it is met."""
+def row(seconds: Seconds, name: str, peer: str, limit: float | None = None) -> Row:
+    """What, its time, and beside it the peer's time and its own processor time."""
     ours, other = median(seconds[name], 0), median(seconds[peer], 0)
-    ratio = statistics.median(a / b for (a, _), (b, _) in zip(seconds[name], seconds[peer], strict=True))
-    busy = f"{1e3 * median(seconds[name], 1):.1f}"
-    cells = (name, f"{1e3 * ours:.1f}", busy, peer, f"{1e3 * other:.1f}", f"{ratio:.2f}x")
-    if limit is None:
-        return (*cells, "", "")
-    return (*cells, f"<= {1e3 * limit:.0f} ms", "met" if ours <= limit else "not met")
+    found = Row(name, 1e3 * ours, "ms")
+    found.note = f"{1e3 * median(seconds[name], 1):.0f} ms of processor time; {peer} takes {1e3 * other:.3g} ms"
+    if limit is not None:
+        at_most(found, "P7", 1e3 * limit)
+    return found
 
 
-def processes(folder: Path, pairs: int, checkpoints: int) -> list[tuple[str, ...]]:
+def processes(folder: Path, pairs: int, checkpoints: int) -> list[Row]:
     """Rows of whole processes."""
     compiled, plain = copies(folder)
     run = folder / "long-run"
@@ -284,7 +281,7 @@ def processes(folder: Path, pairs: int, checkpoints: int) -> list[tuple[str, ...
     ]
 
 
-def opened(folder: Path, pairs: int) -> list[tuple[str, ...]]:
+def opened(folder: Path, pairs: int) -> list[Row]:
     """Rows of opening lazily in a process that has torch."""
     tensors, archive, run = (folder / f"100 GB{kind}" for kind in KINDS)
     rows = {
@@ -301,7 +298,7 @@ def opened(folder: Path, pairs: int) -> list[tuple[str, ...]]:
     ]
 
 
-def verified(folder: Path, pairs: int, megabytes: int) -> list[tuple[str, ...]]:
+def verified(folder: Path, pairs: int, megabytes: int) -> list[Row]:
     """Rows of P8."""
     state = {f"w{number}": torch.randn(1 << 20) for number in range(max(megabytes // 4, 1))}
     rows: dict[str, Work] = {}
@@ -322,38 +319,32 @@ def verified(folder: Path, pairs: int, megabytes: int) -> list[tuple[str, ...]]:
         raw = [sizes[name] / one / 1e9 for one, _ in seconds[peer]]
         cores = 1.5 * (os.cpu_count() or 1)
         ratio = statistics.median(a / min(b, cores) for a, b in zip(speeds, raw, strict=True))
-        limit = f"{peer}, or {cores:.1f} GB/s"
-        met = "met" if ratio >= 0.8 else "not met"
-        ours, other = f"{statistics.median(speeds):.2f} GB/s", f"{statistics.median(raw):.2f} GB/s"
-        busy = f"{1e3 * median(seconds[name], 1):.1f}"
-        found.append((name, ours, busy, limit, other, f"{ratio:.2f}x", ">= 0.8x of the lower", met))
+        line = Row(
+            name, statistics.median(speeds), "GB/s", limit=ratio, promise="P8: >= 80% of the limit", met=ratio >= 0.8
+        )
+        line.note = f"the limit is the lower of {peer}, {statistics.median(raw):.3g} GB/s, and {cores:.1f} GB/s"
+        found.append(line)
     return found
 
 
 def main() -> None:
     """Measures and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--checkpoints", type=int, default=5000, help="of the run that is listed")
-    parser.add_argument("--verified", type=int, default=512, help="MB of the files that are verified")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a folder of the system by default")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--checkpoints", type=int, default=5000, help="of the run that is listed")
+    options.add_argument("--verified", type=int, default=512, help="MB of the files that are verified")
+    args = options.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         for label, size in (("1 MB", SMALL), ("100 GB", LARGE)):
             sparse_safetensors(folder / f"{label}.safetensors", size)
             sparse_pt(folder / f"{label}.pt", size)
             sparse_run(folder / f"{label} run", size)
-        table = Table("what", "ms", "cpu ms", "beside", "ms", "ratio", "promise", "")
-        for cells in (
+        rows = [
             *processes(folder, args.pairs, args.checkpoints),
             *opened(folder, args.pairs),
             *verified(folder, args.pairs, args.verified),
-        ):
-            table.add_row(*cells)
-        Console(width=180).print(table)
-    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, {os.cpu_count()} cores"
-    print(f"{versions}, load {os.getloadavg()[0]:.1f}")
+        ]
+    finish(args, "Starting, opening and verifying", rows, [f"load of the machine at the end: {os.getloadavg()[0]:.1f}"])
 
 
 if __name__ == "__main__":
