@@ -165,10 +165,13 @@ def kill_everywhere(scenario: Scenario, root: Path, every: int, number: int) -> 
     return kills, wrong
 
 
-def after_a_stop(root: Path, before: Promised, after: Promised) -> str | None:
-    """What is wrong with what a process left that was killed or failed, or with what the next one makes of it."""
+def after_a_stop(root: Path, before: Promised, after: Promised, *, undeletable: bool = False) -> str | None:
+    """What is wrong with what a process left that was killed or failed, or with what the next one makes of it.
+
+    One unfinished thing may be left; where nothing could be deleted, also every step that was to be.
+    """
     files = on_disk(root)
-    left = [name for name in files if name.endswith((".partial", ".deleting"))]
+    left = [name for name in files if name.endswith(".partial" if undeletable else (".partial", ".deleting"))]
     if len(left) > 1:
         return f"left behind: {left}"
     return fault(files, before, after, lambda path, step: loaded_whole(f"{root / path}", step)) or go_on(root)

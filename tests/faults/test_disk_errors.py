@@ -49,7 +49,7 @@ def fail_everywhere(
                 said = str(reason)
         if not failing.failed:
             break
-        found = after_a_stop(here, *between(stages, promised, failing=True))
+        found = after_a_stop(here, *between(stages, promised, failing=True), undeletable=lasting)
         if os.strerror(failing.code) not in (said or caplog.text if "pruning stopped" in caplog.text else said):
             found = f"says {said!r}"
         wrong.extend([f"{failing.failed}, call {number}: {found}"] if found else [])

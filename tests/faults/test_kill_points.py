@@ -33,8 +33,8 @@ def test_a_kill_leaves_the_old_or_the_new(script: Script, memory_disk: Path) -> 
 @pytest.mark.parametrize("shard", range(6))
 def test_kill_at_every_call(shard: int, script: Script, memory_disk: Path, counted: Callable[[str], None]) -> None:
     """Six of these kill more than 20,000 times, in more than 500 saves, each of other objects."""
-    lines = script("killing", memory_disk, 1000 * shard, 4 * len(SCENARIOS), 1, timeout=1200)
-    files = script("killing", memory_disk, 1000 * shard + 500, 22, 1, "single files", timeout=1200)
+    lines = script("killing", memory_disk, 1000 * shard, 2 * len(SCENARIOS) + 2, 1, timeout=1200)
+    files = script("killing", memory_disk, 1000 * shard + 500, 20, 1, "single files", timeout=1200)
     kills, saves = judged(lines + files)
     assert kills > 20_000 / 6
     assert saves > 500 / 6

@@ -58,7 +58,7 @@ def test_of_eight_writers_of_one_file_the_last_one_wins(script: Script, memory_d
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_long_race_for_a_run(script: Script, memory_disk: Path, counted: Callable[[str], None]) -> None:
-    seen = race_for_a_run(script, memory_disk, 500, 600)
+    seen = race_for_a_run(script, memory_disk, 300, 600)
     assert seen["killed"] > 10
     counted(
         f"8 writers, 4 readers, one run: {seen['told who']:,} told who holds it, {seen['killed']} killed, "
@@ -69,7 +69,7 @@ def test_a_long_race_for_a_run(script: Script, memory_disk: Path, counted: Calla
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_long_race_for_a_file(script: Script, memory_disk: Path, counted: Callable[[str], None]) -> None:
-    seen = race_for_a_file(script, memory_disk, 3000, 600)
+    seen = race_for_a_file(script, memory_disk, 2000, 600)
     counted(f"8 writers, 4 readers, one file: {seen['saved']:,} saves, {seen['whole']:,} whole reads, 0 torn")
 
 

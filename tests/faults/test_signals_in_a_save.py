@@ -32,9 +32,9 @@ def test_an_interrupt_in_a_save_leaves_the_old_or_the_new(script: Script, memory
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_signal_at_every_call(script: Script, memory_disk: Path, counted: Callable[[str], None]) -> None:
+def test_a_signal_at_many_more_calls(script: Script, memory_disk: Path, counted: Callable[[str], None]) -> None:
     waits = script("signalling", memory_disk / "waits", 1, int(signal.SIGTERM), int(signal.SIGINT), timeout=600)
-    stops = script("killing", memory_disk / "stops", 0, len(SCENARIOS), 1, "", int(signal.SIGINT), timeout=600)
+    stops = script("killing", memory_disk / "stops", 0, len(SCENARIOS), 2, "", int(signal.SIGINT), timeout=600)
     assert [line["wrong"] for line in waits + stops if line["wrong"]] == []
     counted(
         f"signals in a save: {sum(line['signals'] for line in waits)} waited for its end, "
