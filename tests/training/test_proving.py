@@ -152,7 +152,9 @@ def test_the_first_other_item_and_generators_without_a_seed() -> None:
     other = Trace(items=[(0, 1, "z"), (0, 5, "w")], generators={"python": "9", "numpy": "2", "torch": "3"})
     assert first_other_item(whole, [whole, other]) == "item 1 of a"
     assert first_other_item(whole, [whole]) is None
-    assert unseeded(whole, other) == ["python"]
+    assert unseeded([whole, other]) == ["python"]
+    assert unseeded([whole, Trace(killed=True), other]) == ["python"], "killed before its run was made, it knows none"
+    assert unseeded([whole, Trace(killed=True), whole]) == []
     assert "random.seed(0)" in not_deterministic(True, ["python"]).text
     assert "use_deterministic_algorithms" in not_deterministic(True, []).text
     assert "the clock" in not_deterministic(False, []).text

@@ -200,7 +200,7 @@ class _Proving:
         kills = draw_kills(items, whole, self._options.kills, random.Random(self._seed))
         rule = self._rule(sum(items.values()), len(kills))
         killed, traces, failed = self._killed(whole, kills, rule)
-        self._unseeded = unseeded(whole, traces[0])
+        self._unseeded = unseeded([whole, *traces])
         if failed:
             return self._proof("fails when resumed", [], killed, [_failure(traces[-1])], whole, rule)
         runs = [self._compare("whole", "killed", number, root) for number, root in whole.roots.items()]
@@ -383,10 +383,13 @@ def _failure(trace: Trace) -> Cause:
     return Cause("script", f"a process that was started again failed {at}; its last lines follow")
 
 
-def unseeded(whole: Trace, begun: Trace) -> list[str]:
-    """The global generators that two processes that begin anew find in different states."""
-    ours, theirs = whole.generators, begun.generators
-    return [name for name in _SEEDS if name not in ours or ours[name] != theirs.get(name)] if theirs else []
+def unseeded(traces: Sequence[Trace]) -> list[str]:
+    """The global generators that processes find in different states when each makes its first run.
+
+    One that was killed before that, inside the first changes to the disk, says nothing of them.
+    """
+    first, *others = [trace.generators for trace in traces if trace.generators]
+    return [name for name in _SEEDS if name not in first or any(first[name] != one.get(name) for one in others)]
 
 
 def not_deterministic(devices: bool, unseeded: list[str]) -> Cause:
