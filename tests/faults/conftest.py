@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from holdfast.runs import placing, shards
-from tests.faults.scenarios import SMALL
+from holdfast.storage import staged
+from holdfast.storage.workers import PAGE
+from tests.faults.scenarios import SMALL, resize
 
 Script = Callable[..., list[dict[str, Any]]]
 
@@ -73,3 +75,12 @@ def small_files_are_linked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run links files here as it does large ones."""
     monkeypatch.setattr(placing, "SPLIT", SMALL)
     monkeypatch.setattr(shards, "SPLIT", SMALL)
+
+
+@pytest.fixture
+def files_go_past_the_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files of a few pages are written past the page cache here, as large ones are."""
+    monkeypatch.setattr(staged, "_DIRECT", PAGE)
+    resize(40, 50, 40)
+    yield
+    resize(3)

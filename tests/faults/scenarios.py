@@ -46,9 +46,14 @@ _shape = [3]
 def vary(seed: int) -> None:
     """Other objects from here on: as many layers, and as wide, as the seed says."""
     chance = random.Random(seed)
-    _shape[:] = [chance.randint(1, 40) for _ in range(chance.randint(1, 4))]
-    objects.cache_clear()
-    state.cache_clear()
+    resize(*(chance.randint(1, 40) for _ in range(chance.randint(1, 4))))
+
+
+def resize(*widths: int) -> None:
+    """Other objects from here on, with layers of these widths."""
+    _shape[:] = widths
+    for made in (objects, state):
+        made.cache_clear()
 
 
 def share_small_files() -> None:
@@ -314,10 +319,6 @@ def verb(*arguments: object) -> None:
             raise AssertionError(said.getvalue()) from None
 
 
-def _nothing(root: Path) -> Promised:
-    return Promised()
-
-
 def _first_saves(root: Path, now: Promised) -> Iterator[Promised]:
     with holdfast.Run(root / "run", **put(0)) as run:
         run.resume()
@@ -420,7 +421,7 @@ def _replaces_files(root: Path, now: Promised) -> Iterator[Promised]:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "first saves": Scenario(_nothing, _first_saves, 2),
+    "first saves": Scenario(lambda root: Promised(), _first_saves, 2),
     "saves that prune": Scenario(_pinned, _saves_and_prunes, 2),
     "going back": Scenario(lambda root: fill(root, 1, 2, 3), _goes_back, 1),
     "a damaged one": Scenario(_damaged, _quarantines, 1),

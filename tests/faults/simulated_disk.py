@@ -223,6 +223,14 @@ class Recording(Syscalls):
         self._done("open_new")
         return fd
 
+    def open_direct(self, path: str) -> int:
+        fd = super().open_direct(path)
+        node = self.disk.node(path)
+        assert isinstance(node, File)
+        self._files[fd] = node
+        self._done("open_direct")
+        return fd
+
     def allocate(self, fd: int, size: int) -> None:
         super().allocate(fd, size)
         self._files[fd].data.extend(bytes(size))

@@ -11,6 +11,7 @@ import pytest
 
 Script = Callable[..., list[dict[str, Any]]]
 WRITES = "pwritev,pwritev2,pwrite64"
+LOOKS = "newfstatat,?statx,?stat,?lstat,?fstat"  # a "?" before those that not every machine has
 READS = "pread64,preadv,preadv2"
 ERRORS = [
     f"{WRITES}:error=ENOSPC",
@@ -28,6 +29,7 @@ ERRORS = [
     "openat:error=EMFILE",
     f"{READS}:error=EIO",
     "getdents64:error=EIO",
+    f"{LOOKS}:error=EIO",
     "flock,fcntl:error=ENOLCK",
 ]
 KILLS = [f"{call}:signal=SIGKILL" for call in (WRITES, "fsync", "rename", "unlink", "mkdir", "close", "fallocate")]

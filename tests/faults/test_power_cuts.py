@@ -40,12 +40,14 @@ class Judge:
 
     Attributes:
         states: how many it saw.
+        calls: after which calls.
         wrong: what was wrong with some.
         sample: a few states, to be tried for real.
     """
 
     def __init__(self, root: Path, stages: list[Promised], keep: float) -> None:
         self.states = 0
+        self.calls: set[str] = set()
         self.wrong: list[str] = []
         self.sample: list[tuple[State, Promised, Promised]] = []
         self._root, self._stages, self._at = root, stages, 0
@@ -64,6 +66,7 @@ class Judge:
         return between(self._stages, self._at)
 
     def __call__(self, call: str, states: Iterator[State]) -> None:
+        self.calls.add(call)
         if call == "rename":
             self._learn()
         for state in states:
@@ -172,6 +175,17 @@ def test_power_cut_with_many_more_states(
 def test_a_missing_fsync_is_found(name: str, skip: Skip, expected: str, tmp_path: Path) -> None:
     judge = cut_everywhere(name, tmp_path, most=12, skip=skip)
     assert any(expected in wrong for wrong in judge.wrong), judge.wrong[:5]
+
+
+@pytest.mark.usefixtures("files_go_past_the_cache")
+@pytest.mark.parametrize("name", ["first saves", "in the background"])
+def test_power_cut_while_files_are_written_past_the_page_cache(name: str, tmp_path: Path) -> None:
+    judge = cut_everywhere(name, tmp_path, most=40, keep=0.002)
+    assert judge.wrong == []
+    assert "open_direct" in judge.calls
+    assert tried(judge, tmp_path / "tried") == []
+    forgetful = cut_everywhere(name, tmp_path / "forgetful", most=12, skip=("file", ".safetensors"))
+    assert any("is not what was saved" in wrong for wrong in forgetful.wrong)
 
 
 def test_every_story_has_a_run_to_go_on_with(tmp_path: Path) -> None:

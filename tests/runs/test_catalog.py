@@ -14,8 +14,10 @@ from holdfast.runs import catalog as catalog_module
 from holdfast.runs.catalog import best, by_metric, choose_resume, is_run, metric_of, scan
 from holdfast.runs.layout import step_name
 from holdfast.runs.manifest import Manifest, encode
+from holdfast.runs.opening import open_any
 from holdfast.runs.run_file import BestRule, RunFile, write_run_file
 from holdfast.runs.standing import scan_run, standing
+from holdfast.runs.verify import verify
 from tests.runs.hand_made import commit, facts, flip
 
 TREE = {"epoch": 1}
@@ -122,6 +124,22 @@ def test_is_run(root: Path, tmp_path: Path) -> None:
     assert is_run(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("names", [[".lock"], [".lock", ".run.json.4039.partial"], [".step-00000000.partial", "x"]])
+def test_a_run_that_is_about_to_begin_is_one(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert is_run(tmp_path)
+    assert verify(tmp_path).items == ()
+    with pytest.raises(NotFound, match="no checkpoint"):
+        open_any(tmp_path)
+
+
+def test_a_lock_beside_other_files_makes_no_run(tmp_path: Path) -> None:
+    for name in (".lock", "data.bin"):
+        (tmp_path / name).touch()
+    assert not is_run(tmp_path)
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="gone`: no such folder"):
         scan(tmp_path / "gone")
@@ -164,23 +182,23 @@ def test_a_list_opens_each_manifest_once_and_nothing_else(root: Path, monkeypatc
         (folder / "manifest.json").write_bytes(encode(facts(step, metrics={"loss": 1.0 / (step + 1)})))
     opened: Counter[str] = Counter()
     looked: Counter[str] = Counter()
-    open_, lstat, preadv = os.open, os.lstat, os.preadv
+    open_, stat, preadv = os.open, os.stat, os.preadv
     reads = []
 
     def counted_open(path: Any, *rest: Any, **named: Any) -> int:
         opened[os.path.basename(path)] += 1
         return open_(path, *rest, **named)
 
-    def counted_lstat(path: Any, **named: Any) -> os.stat_result:
+    def counted_stat(path: Any, **named: Any) -> os.stat_result:
         looked[os.path.basename(path)] += 1
-        return lstat(path, **named)
+        return stat(path, **named)
 
     def counted_read(fd: int, *rest: Any) -> int:
         reads.append(fd)
         return preadv(fd, *rest)
 
     monkeypatch.setattr(os, "open", counted_open)
-    monkeypatch.setattr(os, "lstat", counted_lstat)
+    monkeypatch.setattr(os, "stat", counted_stat)
     monkeypatch.setattr(os, "preadv", counted_read)
     run = standing(scan_run(root), NOW)
     monkeypatch.undo()

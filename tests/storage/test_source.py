@@ -17,6 +17,8 @@ from holdfast.storage.source import (
     StreamSource,
     SubSource,
     byte_view,
+    is_folder,
+    is_there,
     open_source,
     remainder,
     shown,
@@ -252,3 +254,21 @@ def test_a_close_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         source.close()
     with pytest.raises(ArgumentError, match="read after it was closed"):
         source.read(0, 1)
+
+
+def test_what_the_system_does_not_say_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert is_folder(tmp_path)
+    assert is_there(tmp_path / "link")
+    assert not is_folder(tmp_path / "link")
+    for absent in (tmp_path / "gone", tmp_path / "gone" / "more", tmp_path / ("x" * 300), "nul\0"):
+        assert not is_there(absent)
+        assert not is_folder(absent)
+
+    def fails(*_: object, **__: object) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "stat", fails)
+    for ask in (is_there, is_folder):
+        with pytest.raises(StorageError, match="`data`: can't be looked at: Input/output error"):
+            ask("data")

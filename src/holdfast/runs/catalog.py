@@ -8,11 +8,21 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from holdfast.errors import FormatError, NotFound, StorageError
-from holdfast.runs.layout import MANIFEST, QUARANTINE, REASON, RUN_FILE, SUPERSEDED, parse_leftover, parse_step
+from holdfast.runs.layout import (
+    LOCK_FILE,
+    MANIFEST,
+    QUARANTINE,
+    REASON,
+    RUN_FILE,
+    SUPERSEDED,
+    parse_leftover,
+    parse_step,
+)
 from holdfast.runs.manifest import Manifest, read_manifest, read_small
 from holdfast.runs.run_file import BestRule
 from holdfast.state.encoding import loads
 from holdfast.state.paths import printable
+from holdfast.storage.source import is_folder, is_there
 
 _REASON_LIMIT = 64 << 10
 
@@ -85,15 +95,18 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder looks like a run: it has a run.json or a step."""
+    """Whether a folder looks like a run: it has a run.json or a step, or the first of them is being written."""
     path = os.fspath(folder)
-    if os.path.lexists(os.path.join(path, RUN_FILE)):
+    if is_there(os.path.join(path, RUN_FILE)):
         return True
     try:
-        with os.scandir(path) as found:
-            return any(parse_step(item.name) is not None for item in found)
+        names = os.listdir(path)
     except OSError:
         return False
+    return names == [LOCK_FILE] or any(
+        parse_step(name) is not None or parse_leftover(name) is not None or name.startswith(f".{RUN_FILE}.")
+        for name in names
+    )
 
 
 def newest_step(root: str | os.PathLike[str]) -> int | None:
@@ -120,7 +133,7 @@ def scan(root: str | os.PathLike[str]) -> Catalog:
     listed = [_listed(os.path.join(path, by_step[step]), step) for step in steps]
     return Catalog(
         root=path,
-        checkpoints=tuple(one for one in listed if one.manifest or os.path.lexists(one.path)),  # else pruned meanwhile
+        checkpoints=tuple(one for one in listed if one.manifest or is_there(one.path)),  # else pruned meanwhile
         partial=tuple(sorted(step for name in names if (step := parse_leftover(name)) is not None)),
         quarantined=_moved(path, QUARANTINE, names),
         superseded=_moved(path, SUPERSEDED, names),
@@ -206,7 +219,7 @@ def read_reason(root: str | os.PathLike[str], name: str) -> str:
 
 def _moved(path: str, name: str, names: Sequence[str]) -> tuple[str, ...]:
     folder = os.path.join(path, name)
-    if name not in names or not os.path.isdir(folder):
+    if name not in names or not is_folder(folder):
         return ()
     return tuple(one for one in names_in(folder) if one.startswith("step-"))
 

@@ -19,7 +19,7 @@ from holdfast.runs.manifest import FileRecord, read_manifest, read_small
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
-from holdfast.storage.source import FileSource, open_source
+from holdfast.storage.source import FileSource, is_folder, is_there, open_source
 
 
 class Checkpoint(Container):
@@ -114,9 +114,9 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         StorageError: a file can't be read.
     """
     path = os.fspath(folder)
-    if not os.path.isdir(path):
+    if not is_folder(path):
         raise NotFound(f"`{printable(path)}`: no such checkpoint folder", file=path)
-    if not os.path.lexists(os.path.join(path, MANIFEST)):
+    if not is_there(os.path.join(path, MANIFEST)):
         raise NotFound(f"`{printable(path)}`: has no {MANIFEST}: it is no committed checkpoint", file=path)
     return Checkpoint(path)
 

@@ -9,6 +9,7 @@ from collections.abc import Set
 
 from holdfast.errors import ArgumentError, NotFound, RefusedFile
 from holdfast.state.paths import printable
+from holdfast.storage.source import status_of
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -81,6 +82,7 @@ def inside(folder: str, name: str) -> str:
     Raises:
         RefusedFile: the name could lead out of the folder, or is a link that does.
         NotFound: there is no such file.
+        StorageError: the system does not say.
     """
     if not is_safe_name(name):
         raise RefusedFile(
@@ -88,10 +90,9 @@ def inside(folder: str, name: str) -> str:
             file=folder,
         )
     path = os.path.join(folder, name)
-    try:
-        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
-    except OSError:
-        raise NotFound(f"`{printable(path)}`: is missing from the checkpoint", file=path) from None
-    if is_link and os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+    status = status_of(path, follow=False)
+    if status is None:
+        raise NotFound(f"`{printable(path)}`: is missing from the checkpoint", file=path)
+    if stat.S_ISLNK(status.st_mode) and os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
         raise RefusedFile(f"`{printable(path)}`: is a link out of its folder; copy the file in its place", file=path)
     return path

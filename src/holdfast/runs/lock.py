@@ -24,7 +24,7 @@ from holdfast.errors import RunLocked, StorageError
 from holdfast.runs.layout import LOCK_FILE
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import make_folders
-from holdfast.storage.source import close_reading
+from holdfast.storage.source import close_reading, status_of
 
 _LIMIT = 4096
 _BUSY = (errno.EACCES, errno.EAGAIN)
@@ -96,6 +96,7 @@ class RunLock:
         except OSError as error:
             raise self._failed("opened", error) from error
         try:
+            status = os.fstat(fd)
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = _read_holder(fd)
@@ -104,17 +105,13 @@ class RunLock:
                 raise self._locked(holder) from error
             raise self._failed("locked", error) from error
         self._fd = fd
-        status = os.fstat(fd)
         _held[status.st_dev, status.st_ino] = self
         self._sign()
 
     def _refuse_own(self) -> None:
         """Before opening: a second descriptor of the file would, when closed, drop the lock that this process has."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return
-        if (status.st_dev, status.st_ino) in _held:
+        status = status_of(self.path, follow=True)
+        if status is not None and (status.st_dev, status.st_ino) in _held:
             raise RunLocked(
                 f"`{printable(self.root)}`: this process (pid {os.getpid()}) writes the run already; close the first "
                 "Run before opening a second one on the same folder",

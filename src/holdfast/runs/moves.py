@@ -12,6 +12,7 @@ from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
+from holdfast.storage.source import is_folder, is_there
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
 
@@ -114,10 +115,10 @@ def sweep_run(root: str | os.PathLike[str]) -> None:
 
 def _move(root: str, step: int, folder: str) -> str:
     source = os.path.join(root, step_name(step))
-    if not os.path.isdir(source):
+    if not is_folder(source):
         raise NotFound(f"`{printable(root)}`: has no {step_name(step)}", file=root, step=step)
     target, count = os.path.join(root, folder, step_name(step)), 1
-    while os.path.lexists(target):  # the same step was moved before: each keeps a folder of its own
+    while is_there(target):  # the same step was moved before: each keeps a folder of its own
         count += 1
         target = os.path.join(root, folder, f"{step_name(step)}-{count}")
     move_folder(source, target)

@@ -10,7 +10,7 @@ from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
 from holdfast.runs.elsewhere import found_at
 from holdfast.state.paths import printable
-from holdfast.storage.source import StreamSource
+from holdfast.storage.source import StreamSource, is_folder, is_there
 
 _SHOWN = 8
 _WANTED = "a run has step-00001000 and so on, a checkpoint manifest.json, a sharded model NAME.index.json"
@@ -46,9 +46,9 @@ def open_any(f: Openable) -> Container:
     folder = locate(path)
     if folder is not None:
         return open_checkpoint(folder)
-    if os.path.isdir(path):
+    if is_folder(path):
         return _open_weights(path)
-    if not os.path.lexists(path):
+    if not is_there(path):
         raise _missing(path)
     return open_path(path)
 

@@ -14,6 +14,7 @@ from holdfast.runs.elsewhere import found_at
 from holdfast.runs.layout import MANIFEST
 from holdfast.runs.run_file import BestRule, parse_best, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
+from holdfast.storage.source import is_folder, is_there
 
 FORMS = "@last, @best, @best:METRIC, @best:METRIC:max, @step=1000, @-2, @pin:NAME"
 """What may follow a run's folder."""
@@ -47,7 +48,7 @@ def parse(text: str) -> Reference | None:
         ArgumentError: the folder before the ``@`` is a run, and what follows is no form of reference.
     """
     folder, mark, form = text.rpartition("@")
-    if not mark or os.path.lexists(text):
+    if not mark or is_there(text):
         return None
     match = _FORM.fullmatch(form)
     if match is None:
@@ -68,7 +69,7 @@ def resolve(reference: Reference) -> str:
         NotFound: no such run, step, pin, or no checkpoint with that metric; the message says what there is.
         ArgumentError: ``@best`` where the run has no rule for it, or ``@-0``.
     """
-    if not os.path.isdir(reference.folder):
+    if not is_folder(reference.folder):
         raise NotFound(f"`{printable(reference.folder)}`: no such run", file=reference.folder)
     catalog = scan(reference.folder)
     if not catalog.readable and reference.kind != "step":
@@ -87,8 +88,8 @@ def locate(path: str) -> str | None:
         NotFound, ArgumentError: as :func:`parse` and :func:`resolve`.
     """
     path = found_at(path)
-    if os.path.isdir(path):
-        if os.path.lexists(os.path.join(path, MANIFEST)):
+    if is_folder(path):
+        if is_there(os.path.join(path, MANIFEST)):
             return path
         return resolve(Reference(path, "last")) if is_run(path) else None
     reference = parse(path)

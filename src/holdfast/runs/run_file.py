@@ -14,6 +14,7 @@ from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
+from holdfast.storage.source import is_folder, is_there
 
 RUN_LIMIT = 64 * 1024 * 1024
 """Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
@@ -145,7 +146,7 @@ def read_run_file(root: str | os.PathLike[str]) -> RunFile | None:
         CorruptFile: it is damaged. Checkpoints do not depend on it.
     """
     folder = os.fspath(root)
-    if not os.path.lexists(os.path.join(folder, RUN_FILE)):
+    if not is_there(os.path.join(folder, RUN_FILE)):
         return None
     data = read_small(folder, RUN_FILE, RUN_LIMIT)
     file = os.path.join(folder, RUN_FILE)
@@ -173,7 +174,7 @@ def write_pin(root: str | os.PathLike[str], name: str, step: int) -> None:
         NotFound: the run has no such step.
     """
     folder = os.fspath(root)
-    if not os.path.isdir(os.path.join(folder, step_name(step))):
+    if not is_folder(os.path.join(folder, step_name(step))):
         raise NotFound(f"`{printable(folder)}`: has no {step_name(step)} to pin", file=folder, step=step)
     from holdfast.storage.atomic import write_bytes
 
@@ -188,7 +189,7 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     """
     folder = os.fspath(root)
     path = _pin_path(folder, name)
-    if not os.path.lexists(path):
+    if not is_there(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
         raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
     from holdfast.storage.atomic import remove_file

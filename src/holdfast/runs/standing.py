@@ -94,7 +94,7 @@ def scan_run(root: str | os.PathLike[str]) -> Catalog:
         StorageError: it can't be read.
     """
     catalog = scan(root)
-    if not is_run(catalog.root) and not catalog.partial:
+    if not is_run(catalog.root):
         raise NotFound(
             f"`{printable(catalog.root)}`: is no run: it has no run.json and no step-00001000 or the like",
             file=catalog.root,

@@ -21,7 +21,7 @@ from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
 from holdfast.storage.requests import Check, verify_ranges
-from holdfast.storage.source import FileSource, open_source
+from holdfast.storage.source import FileSource, is_folder, is_there, open_source
 
 Status = Literal["OK", "CORRUPT", "NOT VERIFIABLE"]
 
@@ -120,7 +120,7 @@ def verify(f: Openable | Container, *, progress: Callable[[str], None] | None = 
         with open_any(f) as container:
             return VerifyReport(container.file, (_verify_container(container),))
     path = os.fsdecode(f)
-    if os.path.isdir(path) and not os.path.lexists(os.path.join(path, MANIFEST)) and is_run(path):
+    if is_folder(path) and not is_there(os.path.join(path, MANIFEST)) and is_run(path):
         found = [_verify_checkpoint(one.path, say, one.step) for one in scan(path).checkpoints]
         return VerifyReport(path, tuple(one for one in found if not _is_gone(one)))
     folder = locate(path)
@@ -132,7 +132,7 @@ def verify(f: Openable | Container, *, progress: Callable[[str], None] | None = 
 
 def _is_gone(one: Verified) -> bool:
     """Whether what was found wrong is that a training pruned the checkpoint meanwhile."""
-    return bool(one.findings) and not os.path.lexists(one.file)
+    return bool(one.findings) and not is_there(one.file)
 
 
 def _verify_file(path: str, say: Callable[[str], None]) -> Verified:

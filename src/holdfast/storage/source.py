@@ -45,6 +45,9 @@ class ByteSource(Protocol):
         ...
 
 
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
 def shown(name: str) -> str:
     """``name`` for a message: what could move a terminal's cursor or reverse text is escaped as in ``repr``."""
     if name.isprintable():
@@ -353,3 +356,39 @@ class MadeSource(FilledSource):
 def open_source(path: str | os.PathLike[str]) -> FileSource:
     """Opens a regular file for reading; see :class:`FileSource` for what is refused."""
     return FileSource(path)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether something has this name, a link to nothing as well.
+
+    Raises:
+        StorageError: the system does not say; ``os.path.lexists`` would call that "no".
+    """
+    return status_of(path, follow=False) is not None
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a folder, or a link to one.
+
+    Raises:
+        StorageError: the system does not say; ``os.path.isdir`` would call that "no".
+    """
+    status = status_of(path, follow=True)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def status_of(path: str | os.PathLike[str], *, follow: bool) -> os.stat_result | None:
+    """What the system knows of a path, or of what a link leads to; None when there is nothing.
+
+    Raises:
+        StorageError: the system does not say.
+    """
+    name = os.fspath(path)
+    try:
+        return os.stat(name, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise StorageError(f"`{shown(name)}`: can't be looked at: {error.strerror}", file=name) from error
+    except ValueError:  # no file can have such a name
+        return None
