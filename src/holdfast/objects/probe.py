@@ -77,13 +77,13 @@ def replay(module: nn.Module, probe: Any) -> str:
 def _answers(module: nn.Module, arguments: Any) -> list[torch.Tensor]:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     given = [value.to(device) if isinstance(value, torch.Tensor) else value for value in arguments]
-    with _as_in_eval(module), torch.no_grad(), torch.random.fork_rng():
+    with as_in_eval(module), torch.no_grad(), torch.random.fork_rng():
         answer = module(*given)
     return [tensor.detach().cpu() for tensor in _tensors(answer)]
 
 
 @contextlib.contextmanager
-def _as_in_eval(module: nn.Module) -> Iterator[None]:
+def as_in_eval(module: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode for a while; then each in its own mode again."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
