@@ -174,41 +174,36 @@ def read_or_said(file: Path) -> tuple[Any, bool]:
 
 
 def effects(file: Path, wanted: Any, damage: Damage) -> tuple[int, int, int]:
-    """(tried, noticed by load and verify both, without any effect); what changes a value is never unnoticed."""
+    """(tried, noticed by verify, without any effect on load); what changes a value is never unnoticed by either."""
     tried = noticed = harmless = 0
     for _, at, _ in damage:
         tried += 1
         tree, whole = read_or_said(file)
-        noticed += tree is None and not whole
+        noticed += not whole
         harmless += tree is not None and same(tree, wanted)
         assert tree is not None or not whole, at  # what can't be read is not called whole
         assert tree is None or same(tree, wanted), at
     return tried, noticed, harmless
 
 
-def test_every_flipped_bit_of_a_safetensors_file_is_noticed(memory_disk: Path) -> None:
-    file = memory_disk / "a.safetensors"
+@pytest.mark.parametrize(("name", "every"), [("a.safetensors", 2), ("a.pt", 4)])
+def test_every_flipped_bit_of_a_file_of_ours_is_noticed(name: str, every: int, memory_disk: Path) -> None:
+    file = memory_disk / name
     holdfast.save(state(1), file)
-    tried, noticed, _ = effects(file, state(1), flips([file], 2))
+    tried, noticed, _ = effects(file, state(1), flips([file], every))
     assert noticed == tried > 1000
-    tried, noticed, _ = effects(file, state(1), cuts([file], 11))
-    assert noticed == tried > 200
+    tried, noticed, _ = effects(file, state(1), cuts([file], 11 * every))
+    assert noticed == tried > 150
 
 
-def save_ours(tree: Any, file: Path) -> None:
-    holdfast.save(tree, file)
-
-
-@pytest.mark.parametrize("save", [save_ours, torch.save])
-def test_no_flipped_bit_of_a_zip_changes_a_value(save: Callable[[Any, Path], None], memory_disk: Path) -> None:
+def test_no_flipped_bit_of_a_torch_file_changes_a_value(memory_disk: Path) -> None:
     """What is not noticed lies in padding, dates and attributes, and changes nothing."""
     file = memory_disk / "a.pt"
-    save(state(1), file)
+    torch.save(state(1), file)
     tried, noticed, harmless = effects(file, state(1), flips([file], 12))
-    assert noticed + harmless == tried > 300
+    assert noticed + harmless >= tried > 300
     tried, noticed, harmless = effects(file, state(1), cuts([file], 50))
-    assert noticed + harmless == tried > 50
-    assert harmless <= 1  # a byte behind the end
+    assert noticed >= tried - 1 > 50  # a byte behind the end
 
 
 @pytest.mark.long
@@ -216,13 +211,18 @@ def test_no_flipped_bit_of_a_zip_changes_a_value(save: Callable[[Any, Path], Non
 @pytest.mark.parametrize("name", ["ours.pt", "torch.pt", "ours.safetensors"])
 def test_every_byte_and_every_length_of_a_file(name: str, memory_disk: Path, counted: Callable[[str], None]) -> None:
     file = memory_disk / name
-    (torch.save if name.startswith("torch") else save_ours)(state(1), file)
+    if name.startswith("torch"):
+        torch.save(state(1), file)
+    else:
+        holdfast.save(state(1), file)
     bits, noticed, harmless = effects(file, state(1), flips([file]))
-    assert noticed + harmless == bits
-    lengths, seen, unchanged = effects(file, state(1), cuts([file]))
-    assert seen + unchanged == lengths
-    assert unchanged <= 1  # a byte behind the end
+    lengths, seen, _ = effects(file, state(1), cuts([file]))
+    if name.startswith("torch"):
+        assert noticed + harmless >= bits
+        assert seen >= lengths - 1  # a byte behind the end
+    else:
+        assert (noticed, seen) == (bits, lengths)
     counted(
-        f"{name}: of {bits:,} flipped bits {harmless:,} changed nothing, all {noticed:,} others were noticed; "
-        f"and all {lengths:,} lengths"
+        f"{name}: {noticed:,} of {bits:,} flipped bits and {seen:,} of {lengths:,} lengths noticed by verify; "
+        f"{harmless:,} flipped bits change nothing"
     )

@@ -18,6 +18,7 @@ from holdfast.formats.arrays import plain_array, plain_scalar, row_major
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.emit import DEPTH_LIMIT, emit
 from holdfast.formats.tensors import stored_tensor
+from holdfast.formats.torchzip_frame import odd_byte
 from holdfast.formats.zipwriter import BIG, Planned, directory, directory_size, plan
 from holdfast.spec import CHUNK, TensorSpec
 from holdfast.state.values import Opaque, Typed
@@ -102,6 +103,27 @@ def test_the_archive_is_a_plain_zip(tmp_path: Path) -> None:
     assert segments["data/2"].crc32 is None
 
 
+def test_a_byte_between_the_records_is_missed_by_verification_alone(tmp_path: Path) -> None:
+    data = bytearray(write({"a": floats(1, 2)}, tmp_path / "net.pt"))
+    at = data.index(b"ZZZZ")
+    data[at] ^= 1
+    with opened(bytes(data)) as container:
+        document = container.document()
+        with pytest.raises(CorruptFile, match=rf"at byte {at:,}, between its records, is another byte than was"):
+            container.check(document)
+
+
+def test_a_file_that_another_program_packed_anew_is_whole(tmp_path: Path) -> None:
+    """Its records have their digests; how they are packed is that program's affair."""
+    data = write({"a": floats(1, 2)}, tmp_path / "net.pt")
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(file, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name))
+    with opened(file.getvalue()) as container:
+        container.check(container.document())
+
+
 @pytest.mark.parametrize(
     ("top", "folder"),
     [
@@ -178,6 +200,7 @@ def test_records_past_4_gib_are_framed_and_found(size: int) -> None:
     assert {name: record.size for name, record in archive.records.items()} == lengths
     assert all(record.start % 64 == 0 for record in archive.records.values())
     assert archive.read("version", limit=10) == b"3\n"
+    assert odd_byte(archive) is None
 
 
 def test_a_small_record_past_4_gib_has_a_long_descriptor() -> None:

@@ -130,9 +130,11 @@ class TorchZip(Container):
         if self._own is None:
             return
         from holdfast.formats.agreement import disagreement  # only verification asks
+        from holdfast.formats.torchzip_frame import odd_byte
 
         with collector_paused:
             where = disagreement(document.tree, self._pickle, self._record_of, self.file)
+            odd = odd_byte(self._archive)
         if where is not None:
             raise CorruptFile(
                 f"`{shown(self.file)}`: `{printable(where)}` is one thing in {RECORD}, which holdfast reads, and "
@@ -140,6 +142,13 @@ class TorchZip(Container):
                 "too. Don't trust the file",
                 file=self.file,
                 path=where,
+            )
+        if odd is not None:
+            raise CorruptFile(
+                f"`{shown(self.file)}`: at byte {odd:,}, between its records, is another byte than was written: "
+                "corrupt; the records themselves are checked by their digests",
+                file=self.file,
+                offset=odd,
             )
 
     def segments(self) -> list[Segment]:
