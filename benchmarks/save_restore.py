@@ -28,8 +28,8 @@ def saving(live: Live, usable: dict[str, peers.Peer], folder: Path) -> dict[str,
 
     def gone(path: Path) -> Work:
         def prepare() -> None:
-            peers.removed(path)
             os.sync()  # what the row before left to the disk must not be this row's wait
+            peers.removed(path)  # last: each row writes into the pages that its own old file has just let go of
 
         return prepare
 

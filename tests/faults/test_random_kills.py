@@ -7,17 +7,22 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 TRAINING = Path(__file__).parents[1] / "training"
-POINTS = 8
+POINTS = 5
+SHARDS = 6
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_every_loader_survives_kills_at_random_points(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_every_loader_survives_kills_at_random_points(
+    shard: int, repository: Path, tmp_path: Path, counted: Callable[[str], None]
+) -> None:
     seed = random.SystemRandom().randrange(1 << 40)
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
     listing = "import small_training; print(*small_training.LOADERS, sep=chr(10))"
@@ -25,7 +30,7 @@ def test_every_loader_survives_kills_at_random_points(repository: Path, tmp_path
         [sys.executable, "-c", listing], cwd=TRAINING, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert len(kinds) > 30
-    for kind in kinds:
+    for kind in kinds[shard::SHARDS]:
         root = tmp_path / kind.replace(",", "")
         root.mkdir()
         command = [sys.executable, str(TRAINING / "small_training.py"), str(root), kind, str(seed), str(POINTS)]
@@ -33,3 +38,4 @@ def test_every_loader_survives_kills_at_random_points(repository: Path, tmp_path
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(lines) == POINTS
         assert [line for line in lines if not line["same"]] == [], f"{kind}, seed {seed}"
+    counted(f"random kills, shard {shard}: {POINTS} of a training with each of {len(kinds[shard::SHARDS])} loaders")
