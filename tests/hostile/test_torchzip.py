@@ -139,6 +139,7 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
     "two methods for one record": (lambda: at(HONEST, LOCAL + 8, b"\x08"), CorruptFile, "and the directory disagree"),
     "stored, with two lengths": (lambda: at(HONEST, THIRD + 24, b"\x08"), RefusedFile, "two different lengths"),
     "encrypted": (lambda: at(HONEST, THIRD + 8, b"\x01"), RefusedFile, "is encrypted"),
+    "marked as a folder": (lambda: at(HONEST, THIRD + 38, b"\x10"), RefusedFile, "has bytes and is marked as a folder"),
     "unknown flags": (lambda: at(HONEST, THIRD + 8, b"\x20"), RefusedFile, "unknown flags 0x0020"),
     "bzip2": (lambda: zipped(RECORDS, zipfile.ZIP_BZIP2), RefusedFile, "compressed with method 12"),
     "overlapping records": (

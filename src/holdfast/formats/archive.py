@@ -32,6 +32,8 @@ HAS_DESCRIPTOR, UTF8 = 0x0008, 0x0800
 _UNDERSTOOD = HAS_DESCRIPTOR | UTF8 | 0x0006
 """Flag bits that may be set; 1 and 2 tell how hard a compressor tried."""
 STORED, DEFLATED = 0, 8
+_FOLDER = 0x10
+"""The attribute of a folder: torch takes what has it for empty, and returns memory that nobody filled."""
 _RATIO = 1032
 """No deflate stream grows by more: https://zlib.net/zlib_tech.html."""
 _INFLATED_BASE, _INFLATED_FACTOR = 64 << 20, 32
@@ -249,7 +251,7 @@ def _read_directory(source: ByteSource, file: str, count: int, start: int, size:
                 comment_size,
                 disk,
                 _,
-                _,
+                attributes,
                 header,
             ) = CENTRAL.unpack_from(data, at)
             if mark != CENTRAL_MARK:
@@ -266,6 +268,8 @@ def _read_directory(source: ByteSource, file: str, count: int, start: int, size:
                 or (method == STORED and full != packed)
             ):
                 raise _unreadable(file, name, flags, method)
+            if attributes & _FOLDER and full:
+                raise RefusedFile(f"`{shown(file)}`: {shown(name)} has bytes and is marked as a folder", file=file)
             if full > _RATIO * packed + 64:
                 raise _lie(file, start + at, f"{shown(name)} claims to grow more than deflate can")
             records.append(Record(name, method, flags, crc, packed, full, header))
