@@ -109,11 +109,15 @@ def _from_structure(document: Document, record: dict[str, Any], quantized: Quant
     """The float module of a file whose layers are all torch.nn's own."""
     layer = layer_from_json(record.get("structure"))
     if layer is None or quantized is None or quantized.recipe is None:
-        how = "a function that makes and quantizes the model" if quantized and quantized.recipe is None else "Net"
+        by_recipe = quantized is not None and quantized.recipe is not None
+        named = printable(str(record.get("class"))[:100])
         raise ArgumentError(
-            f"`{file}`: holds a quantized {printable(str(record.get('class'))[:100])}: build needs to be told which code "
-            f"it may use, factory={how}"
-            + ("" if how != "Net" else " (the class or a function that makes the float model), or its name in trusted="),
+            f"`{file}`: holds a quantized {named}: build needs to be told which code it may use, "
+            + (
+                "factory=Net (the class, or a function that makes the float model), or its name in trusted="
+                if by_recipe
+                else "and no recipe is recorded: factory=lambda: quantize_dynamic(Net(), ...), or whatever made it"
+            ),
             file=file,
         )
     stored = [leaf for _, leaf in leaves(document.tree) if isinstance(leaf, StoredTensor)]

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from holdfast.errors import ArgumentError
 from holdfast.export.building import build_model
 from holdfast.export.quantization.applying import backend_for, quantized_by, undisturbed
-from holdfast.export.quantization.data import Batch, calibration_calls, example_call
+from holdfast.export.quantization.data import Batch, calibration_calls, example_call, told
 from holdfast.export.quantization.recipes import Recipe, recipe_named
 from holdfast.export.quantization.report import QuantizeReport, compare, state_bytes, time_both
 from holdfast.export.quantization.torch_ao import quietly
@@ -158,9 +158,7 @@ def _copied(given: nn.Module, recipe: Recipe) -> nn.Module:
     try:
         plain = copy.deepcopy(given).eval()
     except Exception as reason:  # whatever the model's own parts raise
-        raise ArgumentError(
-            f"the model can't be copied, and quantizing must not change it: {type(reason).__name__}: {reason}"
-        ) from reason
+        raise ArgumentError(f"the model can't be copied, and quantizing must not change it: {told(reason)}") from reason
     return plain.cpu() if recipe.by == "torch" else plain
 
 
@@ -184,6 +182,4 @@ def _measure(report: QuantizeReport, plain: nn.Module, made: nn.Module, batches:
             compare(report, plain, made, batches)
             time_both(report, plain, made, batches[0])
     except Exception as reason:  # whatever the model's forward raises
-        raise ArgumentError(
-            f"the model does not take {batches[0]}: {type(reason).__name__}: {reason}"
-        ) from reason
+        raise ArgumentError(f"the model does not take {batches[0]}: {told(reason)}") from reason

@@ -13,6 +13,7 @@ from torch import nn
 
 from holdfast.errors import UnsupportedValue
 
+
 class QuantizedTensor(msgspec.Struct, frozen=True):
     """How a tensor of torchao is made of plain ones.
 
@@ -112,7 +113,7 @@ def quantized_layers(module: nn.Module) -> dict[str, str]:
             continue
         for key, value in vars(part).items():
             if is_packed(value):
-                found[f"{name}.{key}" if name else key] = value._type().name().removesuffix("PackedParamsBase")
+                found[f"{name}.{key}" if name else key] = _kind(value).removesuffix("PackedParamsBase")
     for name in torchao_tensors(module):
         layer = name.rpartition(".")[0]
         found.setdefault(layer, type(module.get_submodule(layer)).__name__)
@@ -139,7 +140,9 @@ def is_torchao(value: Any) -> bool:
     cls = type(value)
     if cls is torch.Tensor or cls is nn.Parameter:
         return False
-    return issubclass(cls, torch.Tensor) and cls.__module__.startswith("torchao.") and hasattr(cls, "__tensor_flatten__")
+    return (
+        issubclass(cls, torch.Tensor) and cls.__module__.startswith("torchao.") and hasattr(cls, "__tensor_flatten__")
+    )
 
 
 def torchao_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -180,9 +183,13 @@ def _rebuilt(like: Any, name: str, state: Mapping[str, Any]) -> Any:
 # -- packed parameters
 
 
+def _kind(value: Any) -> str:
+    return str(value._type().name())
+
+
 def is_packed(value: Any) -> bool:
     """Whether a value is one of the objects in which torch keeps packed parameters."""
-    return isinstance(value, torch.ScriptObject) and value._type().name() in _UNPACKED
+    return isinstance(value, torch.ScriptObject) and _kind(value) in _UNPACKED
 
 
 def unpacked(value: torch.ScriptObject, path: str) -> dict[str, Any]:
@@ -191,7 +198,7 @@ def unpacked(value: torch.ScriptObject, path: str) -> dict[str, Any]:
     Raises:
         UnsupportedValue: an object of another class.
     """
-    kind = value._type().name()
+    kind = _kind(value)
     if kind not in _UNPACKED:
         raise UnsupportedValue(
             f"`{path}`: a {kind} of torch can't be stored: what is packed in it is not known", path=path
@@ -216,9 +223,7 @@ def _unpack_cell(value: Any) -> dict[str, Any]:
 
 def _unpack_conv(value: Any) -> dict[str, Any]:
     weight, bias = value.unpack()
-    geometry = {
-        name: list(getattr(value, name)()) for name in ("stride", "padding", "output_padding", "dilation")
-    }
+    geometry = {name: list(getattr(value, name)()) for name in ("stride", "padding", "output_padding", "dilation")}
     return {
         "packed": "conv",
         "weight": weight,

@@ -11,6 +11,7 @@ import torch
 from holdfast.errors import MismatchError
 from holdfast.formats.base import StoredTensor
 from holdfast.objects.module import ModulePart, aliases
+from holdfast.objects.quantized import Quantized
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check, match
 from holdfast.policy.names import align, moved_modules, policy_names, without_wrappers
@@ -18,7 +19,6 @@ from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import LoadReport
 from holdfast.policy.shape import common_box
 from holdfast.serialization.lowering import DTYPE_NAMES
-from holdfast.objects.quantized import Quantized
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import child, keys
 from holdfast.state.values import DRESSED, Tree, Typed

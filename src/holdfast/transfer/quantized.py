@@ -15,7 +15,7 @@ from holdfast.objects.quantized import Quantized, described, is_torchao, unpacke
 from holdfast.policy.report import LoadReport
 from holdfast.state.flatten import child, keys
 from holdfast.state.paths import dotted, printable
-from holdfast.state.values import DRESSED, Opaque, Tree, Typed
+from holdfast.state.values import DRESSED, Opaque, Tree, Typed, needed_class
 
 _SHOWN = 4
 _SCRIPT_OBJECT = "torch.ScriptObject"
@@ -78,6 +78,14 @@ def refuse_other_kind(
     Raises:
         MismatchError: names the layers, and says what to do.
     """
+    whole = [str(key) for key in keys(tree) if _is_whole_torchao(_undressed(child(tree, key)))]
+    if whole:
+        says = (
+            f"{_some(whole)} are tensors of torchao's own classes, which only torch's pickle rebuilds. Where you trust "
+            "the file, torch.load it after importing torchao into a model that is quantized in the same way, and save "
+            "that with holdfast.save(model, ...)"
+        )
+        raise _refusal(file, name, says, report)
     stored = sorted({*quantized_names(tree), *(record.layers if record is not None else ())})
     made = described(part.obj)
     live = sorted(made.layers) if made is not None else []
@@ -126,9 +134,7 @@ def _other_layers(stored: list[str], live: list[str], part: ModulePart, tree: Tr
     return None
 
 
-def _refuse_other_tensors(
-    record: Quantized, made: Quantized, report: LoadReport, *, file: str, name: str
-) -> None:
+def _refuse_other_tensors(record: Quantized, made: Quantized, report: LoadReport, *, file: str, name: str) -> None:
     for tensor, live in made.tensors.items():
         stored = record.tensors.get(tensor)
         if stored is None:
@@ -161,12 +167,12 @@ def quantized_names(tree: Tree) -> set[str]:
 
 def _is_quantized(value: Tree) -> bool:
     if isinstance(value, Opaque):
-        return value.type_name.startswith("torchao.") or value.type_name == _SCRIPT_OBJECT
-    if not isinstance(value, Typed):
-        return False
-    return value.kind == "quantized" or (
-        value.kind == "wrapper" and str(value.payload["class"]).startswith("torchao.")
-    )
+        return value.type_name == _SCRIPT_OBJECT
+    return isinstance(value, Typed) and value.kind == "quantized"
+
+
+def _is_whole_torchao(value: Tree) -> bool:
+    return (needed_class(value) or "").startswith("torchao.")
 
 
 def _undressed(tree: Tree) -> Tree:

@@ -147,7 +147,9 @@ def _on_quantization(record: dict[str, Any]) -> list[str]:
     if quantized is None or quantized.get("recipe") is not None:
         return []
     shown = ", ".join(f"`{name}`" for name in list(quantized["layers"])[:3])
-    return [
-        f"the module is quantized ({shown}{', ...' if len(quantized['layers']) > 3 else ''}), but not by "
-        "holdfast.quantize: its state is complete, and holdfast.build needs a factory that quantizes in the same way"
-    ]
+    more = ", ..." if len(quantized["layers"]) > 3 else ""
+    note = (
+        f"the module is quantized ({shown}{more}), but not by holdfast.quantize: its state is complete, and "
+        "holdfast.build needs a factory that quantizes in the same way"
+    )
+    return [note]

@@ -43,7 +43,9 @@ def backend_for(recipe: Recipe, backend: str | None) -> str | None:
     if recipe.by == "torch":
         return chosen_backend(backend)
     if backend is not None:
-        raise ArgumentError(f"backend= is for the int8 layers of torch; {recipe.name} is done by torchao and takes none")
+        raise ArgumentError(
+            f"backend= is for the int8 layers of torch; {recipe.name} is done by torchao and takes none"
+        )
     return None
 
 
@@ -144,7 +146,9 @@ def _refuse_missing(wanted: Mapping[str, str], here: Mapping[str, str], model: n
         if here.get(name) != kind:
             has = f"a {here[name]}" if name in here else "no such layer"
             raise _misfit(
-                model, file, f"`{printable(name[:100])}` is a quantized {printable(kind[:60])} in the file, and {has} here"
+                model,
+                file,
+                f"`{printable(name[:100])}` is a quantized {printable(kind[:60])} in the file, and {has} here",
             )
 
 

@@ -44,6 +44,11 @@ def _text(value: Any) -> str:
     return type(value).__name__
 
 
+def told(reason: Exception) -> str:
+    """What an error of torch or of a model says, in one line."""
+    return f"{type(reason).__name__}: {str(reason).strip().partition(chr(10))[0][:300]}"
+
+
 def example_call(example: Any) -> Batch | None:
     """An example as a call: a tensor, a tuple of arguments, or a dict of keywords; None for None."""
     if example is None:

@@ -97,7 +97,9 @@ class QuantizeReport(msgspec.Struct):
     def _answers(self) -> str:
         if self.max_abs is None or self.cosine is None:
             return "answers were not compared: give example= or calibration="
-        agreed = "" if self.argmax_agreement is None else f", the largest output is the same for {self.argmax_agreement:.1%}"
+        agreed = (
+            "" if self.argmax_agreement is None else f", the largest output is the same for {self.argmax_agreement:.1%}"
+        )
         return f"answers to {self.compared} batches: up to {self.max_abs:.3g} off, cosine {self.cosine:.6f}{agreed}"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import ArgumentError, MissingExtra
-from holdfast.export.quantization.data import Batch
+from holdfast.export.quantization.data import Batch, told
 
 BACKENDS = ("x86", "fbgemm", "onednn", "qnnpack")
 _DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -103,16 +103,23 @@ def make_static(model: nn.Module, backend: str, batches: Iterable[Batch]) -> tup
                     batch.asked_of(prepared)
                 except Exception as reason:  # as above
                     raise ArgumentError(
-                        f"calibration: the model does not take batch {seen}, {batch}: {type(reason).__name__}: {reason}"
+                        f"calibration: the model does not take batch {seen}, {batch}: {told(reason)}"
                     ) from reason
                 seen += 1
-        return torch_ao.convert_fx(prepared), seen
+        try:
+            return torch_ao.convert_fx(prepared), seen
+        except Exception as reason:  # torch's own conversion, which lacks some operators and combinations
+            raise ArgumentError(
+                f"static-int8: torch can't convert {type(model).__name__} after it was traced: "
+                f"{told(reason)}. Take dynamic-int8 or a torchao recipe, or write what it names as a "
+                "layer of torch.nn"
+            ) from reason
 
 
 def _untraceable(model: nn.Module, reason: Exception) -> ArgumentError:
     return ArgumentError(
         f"static-int8 follows the model's forward with torch.fx, which can't follow {type(model).__name__}'s: "
-        f"{type(reason).__name__}: {reason}. A branch, loop or len() that depends on a tensor's values or shape is the "
+        f"{told(reason)}. A branch, loop or len() that depends on a tensor's values or shape is the "
         "usual cause: write it without, or take dynamic-int8 or a torchao recipe, which follow nothing"
     )
 

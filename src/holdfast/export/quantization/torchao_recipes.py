@@ -21,6 +21,7 @@ _CONFIGS = {
 }
 _NOISE = {
     "torchao": "Failed to load ",
+    "torchao.kernel.intmm": "Detected no triton",
     "torch.utils._pytree": " is an Enum subclass and is now natively supported",
 }
 """Logger -> what it says while torchao is imported: kernels for accelerators that are not here, and its own age."""
@@ -46,7 +47,8 @@ def make_torchao(model: nn.Module, recipe: str, layers: Collection[str]) -> nn.M
     config = getattr(quantization, _CONFIGS[recipe], None)
     if config is None:
         raise MissingExtra(
-            f'torchao {torchao_version()} has no {_CONFIGS[recipe]}, which {recipe} needs: pip install -U "holdfast[quant]"'
+            f"torchao {torchao_version()} has no {_CONFIGS[recipe]}, which {recipe} needs: "
+            'pip install -U "holdfast[quant]"'
         )
     try:
         quantization.quantize_(model, config(), filter_fn=lambda _, name: name in layers)
