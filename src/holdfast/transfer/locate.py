@@ -52,6 +52,9 @@ def _is_empty(tree: Tree) -> bool:
 
 
 def _is_tensor(tree: Tree) -> bool:
+    """Whether a value is what a module's state is made of; packed parameters of quantized layers count."""
+    if isinstance(tree, dict):
+        return "packed" in tree
     return isinstance(tree, StoredTensor) or (
         isinstance(tree, Typed) and (tree.kind == "parameter" or tree.kind in TENSOR_KINDS)
     )

@@ -208,6 +208,9 @@ def _differences(stored: Tree, live: Any, path: tuple[Any, ...]) -> Iterator[tup
         if theirs != ours:
             yield path, theirs, ours
     elif isinstance(live, dict):
+        if not isinstance(stored, dict):
+            yield path, _shown(stored), "packed parameters"
+            return
         for key, value in live.items():
             yield from _differences(child(stored, key), value, (*path, key))
     elif isinstance(live, list | tuple):
