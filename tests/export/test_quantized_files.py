@@ -219,13 +219,11 @@ def test_a_snapshot_of_one_goes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "name"), [("dynamic-int8", "Classifier"), *TORCH[-2:], *TORCHAO])
 @pytest.mark.parametrize("policy", [holdfast.Exact(), holdfast.Warm(min_coverage=0.0)], ids=["exact", "warm"])
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_it_does_not_pass_for_a_float_file(
-    recipe: str, name: str, policy: Any, dry_run: bool, tmp_path: Path
-) -> None:
+def test_it_does_not_pass_for_a_float_file(recipe: str, name: str, policy: Any, dry_run: bool, tmp_path: Path) -> None:
     one, live = made(recipe, name), MODELS[name]()
     before = {key: value.clone() for key, value in live.state_dict().items()}
     holdfast.save(one.module, tmp_path / "q.pt")
-    with pytest.raises(MismatchError, match=rf"the file is quantized \({recipe}\).*and the model is not.*build\(f, fac"):
+    with pytest.raises(MismatchError, match=rf"the file is quantized \({recipe}\).*and the model is not.*build\(f"):
         holdfast.restore(tmp_path / "q.pt", model=live, match=policy, dry_run=dry_run)
     assert all(torch.equal(value, before[key]) for key, value in live.state_dict().items())
     holdfast.save(live, tmp_path / "float.pt")
@@ -233,7 +231,7 @@ def test_it_does_not_pass_for_a_float_file(
         holdfast.restore(tmp_path / "float.pt", model=one.module, match=policy, dry_run=dry_run)
     assert torch.equal(one.module(one.example), one.answer)
     with pytest.raises(MismatchError, match="the model is quantized"):
-        holdfast.build(tmp_path / "float.pt", factory=lambda: Made(recipe, name).module)
+        holdfast.build(tmp_path / "float.pt", factory=lambda **_: Made(recipe, name).module)
 
 
 @of_torch
@@ -312,7 +310,7 @@ def test_they_are_saved_whole_and_need_their_factory(name: str, suffix: str, tmp
     assert any("holdfast.build needs a factory that quantizes in the same way" in note for note in notes)
     again = holdfast.build(file, factory=lambda: by_torch(MODELS[name]()))
     assert torch.equal(again(x), q(x))
-    with pytest.raises(MismatchError, match="the file is quantized, .*Quantize the model in the same way first"):
+    with pytest.raises(MismatchError, match=r"the file is quantized, .*Quantize the model in the same way first"):
         holdfast.build(file, factory=MODELS[name])
     with pytest.raises(ArgumentError, match="no recipe is recorded: factory=lambda"):
         holdfast.build(file)
@@ -357,7 +355,12 @@ LIES: list[tuple[str, Any, type[Exception], str]] = [
     ("backend", None, CorruptFile, "backend None, which is none of"),
     ("backend", ["x86"], CorruptFile, "what it records of its quantization is damaged"),
     ("layers", {"body.0": "Linear", "nowhere": "Linear"}, MismatchError, "`nowhere` is a quantized Linear.*no such"),
-    ("layers", {"body.0": "Linear", "body.1": "Linear"}, MismatchError, "`body.1` is a quantized Linear.*no such layer"),
+    (
+        "layers",
+        {"body.0": "Linear", "body.1": "Linear"},
+        MismatchError,
+        "`body.1` is a quantized Linear.*no such layer",
+    ),
     ("layers", {"body.0": "LSTM", "head": "Linear"}, MismatchError, "`body.0` is a quantized LSTM.*a Linear here"),
     ("layers", {"body.0": "Linear"}, MismatchError, "`head` is quantized in the file, and float in the model"),
     ("layers", ["body.0"], CorruptFile, "what it records of its quantization is damaged"),
@@ -380,7 +383,7 @@ def test_a_record_of_another_making_is_refused(tmp_path: Path) -> None:
         record["quantized"]["tensors"]["head.weight"]["made"]["block_size"] = "[1, 8]"
 
     file = with_record(one.module, tmp_path / "q.pt", change)
-    with pytest.raises(MismatchError, match=r"`head.weight`: its block_size is \[1, 8\] in the file, \[1, 32\] in the m"):
+    with pytest.raises(MismatchError, match=r"`head.weight`: its block_size is \[1, 8\] in the file, \[1, 32\] in"):
         holdfast.build(file, factory=Mlp)
 
 
@@ -406,9 +409,9 @@ def test_nothing_that_a_record_names_is_imported(tmp_path: Path) -> None:
     file = with_record(made("dynamic-int8", "Mlp").module, tmp_path / "q.pt", change)
     sys.path.insert(0, str(tmp_path))
     try:
-        with pytest.raises(MismatchError, match="planted.Linear"):
+        with pytest.raises(MismatchError, match=r"planted.Linear"):
             holdfast.build(file, factory=Mlp)
-        with pytest.raises(ArgumentError, match="planted.Net"):
+        with pytest.raises(ArgumentError, match=r"planted.Net"):
             holdfast.build(file)
     finally:
         sys.path.remove(str(tmp_path))
@@ -441,16 +444,15 @@ def test_packed_layers_stay_on_the_cpu(tmp_path: Path) -> None:
         holdfast.save(made(recipe, name).module, tmp_path / "q.pt")
         with pytest.raises(DeviceUnavailable, match=r"packed for the CPU and can't go to meta.*map_location='cpu'"):
             holdfast.build(tmp_path / "q.pt", "meta", factory=MODELS[name])
-        assert torch.equal(holdfast.build(tmp_path / "q.pt", "cpu", factory=MODELS[name])(example_for(name)), made(recipe, name).answer)
+        built = holdfast.build(tmp_path / "q.pt", "cpu", factory=MODELS[name])
+        assert torch.equal(built(example_for(name)), made(recipe, name).answer)
 
 
 # -- runs
 
 
 @pytest.mark.parametrize(("recipe", "name"), [("dynamic-int8", "Classifier"), ("static-int8", "LeNet"), TORCHAO[0]])
-def test_a_run_keeps_a_quantized_model(
-    recipe: str, name: str, run_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_keeps_a_quantized_model(recipe: str, name: str, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, other = made(recipe, name), Made(recipe, name)
     with caplog.at_level(logging.WARNING, "holdfast"), holdfast.Run(run_dir, model=one.module) as run:
         run.save(step=1)

@@ -109,7 +109,8 @@ def quantize(
         origin.report = report = _report(plain, made, origin, seen)
         _measure(report, plain, made, [asked] if asked is not None else batches)
         if evaluate is not None:
-            report.metric_before, report.metric_after = float(evaluate(plain)), float(evaluate(made))
+            with torch.no_grad():
+                report.metric_before, report.metric_after = float(evaluate(plain)), float(evaluate(made))
     log.info("quantized %s", report)
     return made
 
