@@ -15,10 +15,13 @@ from holdfast.objects.quantized import Quantized, described, is_torchao, unpacke
 from holdfast.policy.report import LoadReport
 from holdfast.state.flatten import child, keys
 from holdfast.state.paths import dotted, printable
+from holdfast.state.quantization import is_packed
 from holdfast.state.values import DRESSED, Opaque, Tree, Typed, needed_class
 
 _SHOWN = 4
 _SCRIPT_OBJECT = "torch.ScriptObject"
+_PACKED_PAIR = "_packed_params._packed_params"
+"""How the name of a packed layer's weight and bias ends; they are a tuple."""
 _PACKED_IN = ("._packed_params.", "._all_weight_values.", "._packed_weight_")
 
 
@@ -160,7 +163,7 @@ def quantized_names(tree: Tree) -> set[str]:
             found.add(cut if name.startswith(cut) else "")
         elif name.endswith(".qdata") or _is_quantized(value):
             found.add(name.removesuffix(".qdata").rpartition(".")[0])
-        elif isinstance(value, dict) and "packed" in value and "weight" in value:
+        elif is_packed(value):  # of a function in a traced module
             found.add(name)
     return found
 
@@ -188,12 +191,15 @@ def refuse_other_packing(part: ModulePart, tree: Tree, *, file: str, name: str) 
         MismatchError: a shape, dtype or number differs, or something is missing.
     """
     for key, value in part.obj.state_dict().items():
-        live = unpacked(value, key) if isinstance(value, torch.ScriptObject) else value
-        packed = isinstance(live, dict | tuple) or (
-            isinstance(live, torch.Tensor) and live.is_quantized and not is_torchao(live)
-        )
-        stored = child(tree, key)
-        if not packed or stored is None:  # what is missing is for the module's own loader to say
+        live, stored = value, child(tree, key)
+        if isinstance(value, torch.ScriptObject):
+            live = unpacked(value, key)
+        elif isinstance(value, torch.Tensor):
+            if is_torchao(value) or not value.is_quantized:
+                continue
+        elif not key.endswith(_PACKED_PAIR):
+            continue
+        if stored is None:  # what is missing is for the module's own loader to say
             continue
         for path, theirs, ours in _differences(stored, live, (key,)):
             full = printable(f"{name}.{dotted(path)}")
