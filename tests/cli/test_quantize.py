@@ -110,3 +110,11 @@ def test_what_is_wrong_is_one_line(holdfast: Callable[..., Any], folder: Path) -
         assert told in result.err
         assert result.err.count("\n") == 1
         assert not (folder / "q.pt").exists()
+
+
+def test_check_says_that_a_file_is_quantized(holdfast: Callable[..., Any], folder: Path) -> None:
+    options = ("--recipe", "dynamic-int8", "--factory", "model.py:Net")
+    assert holdfast("quantize", "net.pt", "q.pt", *options).code == 0
+    code, out, _ = holdfast("check", "q.pt", "model.py:Net", "--warm")
+    assert code == 1
+    assert "the file is quantized (dynamic-int8), `head`, and the model is not" in out

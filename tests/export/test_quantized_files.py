@@ -172,6 +172,19 @@ def test_config_and_trusted_names_work_as_for_float_files(tmp_path: Path) -> Non
             holdfast.build(tmp_path / "q.pt")
 
 
+@pytest.mark.parametrize(("recipe", "name"), [("dynamic-int8", "Classifier"), ("static-int8", "LeNet"), TORCHAO[0]])
+def test_building_draws_no_more_than_the_factory(recipe: str, name: str, tmp_path: Path) -> None:
+    """torch makes its quantized recurrent layers with random weights first."""
+    holdfast.save(made(recipe, name).module, tmp_path / "q.pt")
+    torch.manual_seed(11)
+    MODELS[name]()
+    drawn, engine = torch.get_rng_state(), torch.backends.quantized.engine
+    torch.manual_seed(11)
+    holdfast.build(tmp_path / "q.pt", factory=MODELS[name])
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.backends.quantized.engine == engine
+
+
 def test_it_says_what_it_is(tmp_path: Path) -> None:
     one = made("dynamic-int8", "Classifier")
     holdfast.save({"net": one.module}, tmp_path / "q.pt")
@@ -316,6 +329,64 @@ def test_they_are_saved_whole_and_need_their_factory(name: str, suffix: str, tmp
         holdfast.build(file)
 
 
+class WithStubs(nn.Module):
+    """What eager mode wants of a model, and layers that no recipe quantizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.conv, self.relu = nn.Conv1d(2, 3, 3), nn.ReLU()
+        self.embedding = nn.Embedding(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dequant(self.relu(self.conv(self.quant(x)))) + self.embedding(torch.tensor([1])).sum()
+
+
+def eager() -> nn.Module:
+    """A module by plain torch's eager mode."""
+    from torch.ao import quantization
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = WithStubs().eval()
+        net.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        net.embedding.qconfig = quantization.float_qparams_weight_only_qconfig
+        prepared = quantization.prepare(quantization.fuse_modules(net, [["conv", "relu"]]))
+        prepared(torch.randn(4, 2, 8))
+        quantized: nn.Module = quantization.convert(prepared)
+    return quantized
+
+
+def by_torchao() -> nn.Module:
+    """Not of any recipe: one scale for each whole weight."""
+    from torchao.quantization import Int8WeightOnlyConfig, PerTensor, quantize_
+
+    net = Mlp().eval()
+    quantize_(net, Int8WeightOnlyConfig(granularity=PerTensor()))
+    return net
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_so_are_those_of_eager_mode_and_of_torchao(suffix: str, tmp_path: Path) -> None:
+    x = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(5))
+    for factory, question in ((eager, x), (by_torchao, example_for("Mlp"))):
+        q, file = factory(), tmp_path / f"q.{suffix}"
+        assert any("needs a factory" in note for note in holdfast.save(q, file).notes)
+        assert torch.equal(holdfast.build(file, factory=factory)(question), q(question))
+    made_otherwise = made("int8-weight-only", "Mlp").module
+    told = r"`body.0.weight`: its block_size is \[32, 16\] in the file, \[1, 16\] in the model"
+    with pytest.raises(MismatchError, match=told):
+        holdfast.restore(file, model=made_otherwise, match=holdfast.Warm())
+
+
+@pytest.mark.parametrize("recipe", ["dynamic-int8", "int8-weight-only"])
+def test_a_converted_file_is_built_as_well(recipe: str, tmp_path: Path) -> None:
+    one = made(recipe, "Mlp")
+    holdfast.save(one.module, tmp_path / "q.pt")
+    holdfast.convert(tmp_path / "q.pt", tmp_path / "q.safetensors")
+    assert torch.equal(holdfast.build(tmp_path / "q.safetensors", factory=Mlp)(one.example), one.answer)
+
+
 def test_a_state_dict_with_packed_objects_is_refused(tmp_path: Path) -> None:
     state = made("dynamic-int8", "Classifier").module.state_dict()
     for suffix in SUFFIXES:
@@ -454,7 +525,10 @@ def test_packed_layers_stay_on_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "name"), [("dynamic-int8", "Classifier"), ("static-int8", "LeNet"), TORCHAO[0]])
 def test_a_run_keeps_a_quantized_model(recipe: str, name: str, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, other = made(recipe, name), Made(recipe, name)
-    with caplog.at_level(logging.WARNING, "holdfast"), holdfast.Run(run_dir, model=one.module) as run:
+    with (
+        caplog.at_level(logging.WARNING, "holdfast"),
+        holdfast.Run(run_dir, model=one.module, background=True) as run,
+    ):
         run.save(step=1)
     assert not caplog.records
     with holdfast.Run(run_dir, model=other.module) as run:

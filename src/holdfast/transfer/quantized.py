@@ -121,6 +121,7 @@ def refuse_other_kind(
 
 def _refusal(file: str, name: str, says: str, report: LoadReport) -> MismatchError:
     error = MismatchError(f"`{file}`: does not fit `{name}`, nothing was changed: {says}", file=file, path=name)
+    report.notes.append(says)
     error.report = report
     return error
 
