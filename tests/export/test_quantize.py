@@ -6,6 +6,7 @@ import importlib
 import logging
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,13 @@ from holdfast.errors import ArgumentError, DeviceUnavailable, MissingExtra
 from holdfast.export.quantization.recipes import RECIPES
 from holdfast.export.quantize import QuantizeReport
 from tests.export.quant_models import Branching, Classifier, LeNet, Mlp, example_for
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        made: nn.Module = torch.jit.script(nn.Linear(2, 2))
+    return made
 
 
 def report_of(module: nn.Module) -> QuantizeReport:
@@ -208,6 +216,12 @@ def test_models_that_are_no_float_models_are_refused(tmp_path: Path) -> None:
         holdfast.quantize(Mlp(), "dynamic-int8", example=torch.zeros(1, 2))
     with pytest.raises(ArgumentError, match="example is a int"):
         holdfast.quantize(Mlp(), "dynamic-int8", example=3)
+
+    for odd in (None, {"a": 1}, nn.Linear, Mlp().state_dict()):
+        with pytest.raises(ArgumentError, match="give a torch module, or a file of one"):
+            holdfast.quantize(odd, "dynamic-int8")
+    with pytest.raises(ArgumentError, match="a TorchScript module can't be quantized"):
+        holdfast.quantize(scripted(), "dynamic-int8")
 
     class Stubborn(Mlp):
         def __deepcopy__(self, memo: Any) -> Any:

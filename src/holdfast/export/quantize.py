@@ -26,6 +26,7 @@ from holdfast.objects.module import unwrap
 from holdfast.objects.quantized import Origin, engine, origin_of, quantized_layers, remember, settle_cells
 from holdfast.objects.stateful import class_name
 from holdfast.state.layers import layer_json
+from holdfast.transfer.opened import is_source
 
 log = logging.getLogger("holdfast")
 _KEPT = 4
@@ -137,15 +138,19 @@ class _Watched:
 
 def _float_module(model: Any, factory: Any, trusted: Collection[str]) -> tuple[nn.Module, Any]:
     """The module to quantize, and its config where a file records one."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError("a TorchScript module can't be quantized; quantize the module that it was made of")
     if isinstance(model, nn.Module):
         if factory is not None or trusted:
             raise ArgumentError("factory= and trusted= are for a file; this is a module already")
         given, config = unwrap(model), None
+    elif not is_source(model):
+        raise ArgumentError(
+            f"model is a {class_name(model).removeprefix('builtins.')}; give a torch module, or a file of one"
+        )
     else:
         built = build_model(model, factory=factory, trusted=trusted, mode="eval")
         given, config = built.model, built.config
-    if isinstance(given, torch.jit.ScriptModule):
-        raise ArgumentError("a TorchScript module can't be quantized; quantize the module that it was made of")
     already = quantized_layers(given)
     if already:
         raise ArgumentError(f"the model is quantized already: `{next(iter(already))}`; quantize the float model")
