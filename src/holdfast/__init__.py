@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from holdfast.api import convert as convert
     from holdfast.api import load as load
     from holdfast.api import open as open
+    from holdfast.api import quantize as quantize
     from holdfast.api import rescue as rescue
     from holdfast.api import restore as restore
     from holdfast.api import save as save
@@ -44,6 +45,7 @@ _HOME = {
     "convert": "api",
     "load": "api",
     "open": "api",
+    "quantize": "api",
     "rescue": "api",
     "restore": "api",
     "save": "api",

@@ -1,4 +1,4 @@
-"""What users call: save, load, restore, build, open, verify, convert, summary, snapshot."""
+"""What users call: save, load, restore, build, open, verify, convert, quantize, summary, snapshot."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import IO, Any, Literal
 import torch
 from torch import nn
 
-from holdfast.errors import ArgumentError, MissingPart, UntrustedType
-from holdfast.formats.base import Document
+from holdfast.errors import ArgumentError, DeviceUnavailable, UntrustedType
+from holdfast.export.building import build_model
+from holdfast.export.quantize import quantize as quantize
+from holdfast.export.quantize import quantize_report as quantize_report
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
-from holdfast.objects.builder import construct
+from holdfast.objects.quantized import packed_layers
 from holdfast.policy.policies import Exact as Exact
 from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
@@ -23,9 +25,8 @@ from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
-from holdfast.state.lifting import trusted_class
 from holdfast.transfer.opened import Opened, is_source, opened_document
-from holdfast.transfer.rescue import build_layers, rescue_state, untrusted, write_rescued
+from holdfast.transfer.rescue import rescue_state, untrusted, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, save_file
 from holdfast.transfer.summary import Summary, summarise
@@ -175,7 +176,8 @@ def build(
     """Constructs a model and gives it the weights of a file.
 
     Without a factory it makes models that consist of torch.nn's own layers (a Sequential, say), out of files that
-    ``save`` or ``torch.save`` wrote. No class is ever imported because a file names it.
+    ``save`` or ``torch.save`` wrote. A model that ``quantize`` made is constructed as the float one that it was, and
+    quantized again as the file says. No class is ever imported because a file names it.
 
     Args:
         f: a path, a reference or a binary file object.
@@ -201,30 +203,16 @@ def build(
         >>> holdfast.build("net.pt", factory=torch.nn.Linear).training
         False
     """
-    with opened_document(f) as (document, file):
-        options = RestoreOptions(mode=mode)
-        factory = factory or _trusted_factory(document, trusted)
-        if factory is None:
-            made = build_layers(document, file, Placement("cpu")).train(mode == "train")
-        else:
-            made = construct(factory, _recorded_config(document, file), file=file)
-            restore_objects(document, file, {"model": made}, options)
-    return made if map_location is None else made.to(_single_device(map_location))
-
-
-def _trusted_factory(document: Document, trusted: Collection[str]) -> Callable[..., nn.Module] | None:
-    named = {str(record.get("class")) for record in document.objects.values() if record.get("kind") == "module"}
-    found = named & set(trusted)
-    return trusted_class(found.pop()) if len(found) == 1 else None
-
-
-def _recorded_config(document: Document, file: str) -> Any:
-    configs = [record["config"] for record in document.objects.values() if "config" in record]
-    if len(configs) > 1:
-        raise MissingPart(
-            f"`{file}`: records {len(configs)} models; build one with its factory and restore(at=)", file=file
+    made = build_model(f, factory=factory, trusted=trusted, mode=mode).model
+    if map_location is None:
+        return made
+    device = _single_device(map_location)
+    if device.type != "cpu" and packed_layers(made):
+        raise DeviceUnavailable(
+            f"`{shown_name(f)}`: its int8 layers are packed for the CPU and can't go to {device}; build it with "
+            "map_location='cpu', or quantize the float model by a torchao recipe such as int8-dynamic"
         )
-    return read_tree(configs[0], file) if configs else None
+    return made.to(device)
 
 
 def _single_device(map_location: MapLocation) -> torch.device:

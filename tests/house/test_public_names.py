@@ -29,6 +29,7 @@ NAMES = {
     "load",
     "record_config",
     "open",
+    "quantize",
     "rescue",
     "restore",
     "save",

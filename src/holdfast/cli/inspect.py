@@ -15,6 +15,7 @@ from holdfast.spec import Path
 from holdfast.state.flatten import leaves, seen_parts
 from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
+from holdfast.state.quantization import quantization_line
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
 from holdfast.state.values import Tree, needed_class
 
@@ -71,8 +72,15 @@ def _as_json(
         "shared": [[dotted(path) for path in group] for group in _shared(tensors)],
         "values": dict(values),
         "objects": sorted(document.objects),
+        "quantized": _quantized(document),
         "metadata": document.metadata,
     }
+
+
+def _quantized(document: Document) -> dict[str, str]:
+    """How each object is quantized that is."""
+    said = {path: quantization_line(record) for path, record in document.objects.items()}
+    return {path or ROOT: line for path, line in said.items() if line is not None}
 
 
 def _print_head(container: Container, document: Document, tensors: _Tensors) -> None:
@@ -89,6 +97,8 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         say("  nothing of them was run; torch.load(weights_only=False) would run them; holdfast scan names all")
     else:
         say("  safe: tensors and plain values; nothing in it asks to run code")
+    for name, text in _quantized(document).items():
+        say(f"  quantized: {text}" if name == ROOT else f"  quantized, {printable(name[:60])}: {text}")
     for name, text in document.metadata.items():
         say(f"  {printable(name[:60])}: {printable(text[:200])}")
 

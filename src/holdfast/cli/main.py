@@ -31,6 +31,7 @@ VERBS = {
     "pin": "a name under which a checkpoint is kept",
     "prove": "whether a training that is killed and resumed ends with the same bits",
     "prune": "delete the checkpoints that no rule keeps",
+    "quantize": "a model with its weights in int8 or float8",
     "rename": "a file with other names for its weights",
     "rescue": "the weights out of a whole pickled module",
     "scan": "what a pickle would import and call",

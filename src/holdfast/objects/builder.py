@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from holdfast.errors import ArgumentError, ConfigMissing
+from holdfast.objects.quantized import origin_of
 from holdfast.objects.stateful import class_name
 
 _Class = TypeVar("_Class", bound=type[nn.Module])
@@ -59,7 +60,13 @@ def record_config(cls: _Class) -> _Class:
 
 
 def find_config(module: nn.Module) -> Any:
-    """How a module was constructed, where it says so: by ``record_config``, a dataclass, or a ``config`` attribute."""
+    """How a module was constructed, where it says so: by ``record_config``, a dataclass, or a ``config`` attribute.
+
+    For a quantized module, how the float one that it was made of was.
+    """
+    origin = origin_of(module)
+    if origin is not None:
+        return origin.config
     if module in _recorded:
         return _recorded[module]
     if dataclasses.is_dataclass(module):
@@ -85,11 +92,19 @@ def source_digest(cls: type) -> str | None:
     return _sources[cls]
 
 
+def module_source(module: nn.Module) -> str | None:
+    """The digest of the source of a module's class; of the float module's, when it is quantized."""
+    origin = origin_of(module)
+    return source_digest(type(module)) if origin is None else origin.source
+
+
 def source_drift(module: nn.Module, record: Mapping[str, Any]) -> str | None:
     """What to say when a module's class has other source than when it was saved; None when nothing is known."""
-    if record.get("class") != class_name(module) or not record.get("source"):
+    origin = origin_of(module)
+    name = class_name(module) if origin is None else origin.class_name
+    if record.get("class") != name or not record.get("source"):
         return None
-    here = source_digest(type(module))
+    here = module_source(module)
     if here is None or here == record["source"]:
         return None
     return f"the source of {record['class']} has changed since it was saved"

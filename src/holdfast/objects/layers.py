@@ -13,10 +13,14 @@ from holdfast.errors import CorruptFile, MismatchError
 from holdfast.objects.stateful import class_name
 from holdfast.state.layers import CONTAINERS, Layer, layer_of, plain_value, same_value
 from holdfast.state.modules import Module
+from holdfast.state.paths import printable
 from holdfast.state.values import ATOMS, Opaque, Typed
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name in the state_dict -> shape."""
+_ROOM, _SLACK = 8, 65536
+"""A float model may have this many times the elements of its quantized file, whose batch norms went into their
+convolutions, and this many more."""
 
 
 def structure_of(module: nn.Module) -> Layer | None:
@@ -62,16 +66,7 @@ def construct_layers(layer: Layer, shapes: Shapes, file: str) -> nn.Module:
         CorruptFile: the constructor refuses its arguments.
         MismatchError: the layers are not those that the file's tensors belong to.
     """
-    _check_counts(layer, len(shapes), file)
-    try:
-        with torch.device("meta"):
-            made = _made(layer)
-    except Exception as reason:  # whatever torch's constructors raise for arguments that make no sense
-        raise CorruptFile(
-            f"`{file}`: torch can't construct the layers with the arguments that the file has: "
-            f"{type(reason).__name__}: {reason}",
-            file=file,
-        ) from reason
+    made = _on_meta(layer, len(shapes), file)
     wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
     for name in (*wanted, *shapes):
         if wanted.get(name) != shapes.get(name):
@@ -82,6 +77,40 @@ def construct_layers(layer: Layer, shapes: Shapes, file: str) -> nn.Module:
                 path=name,
             )
     return made
+
+
+def construct_blank(layer: Layer, tensors: int, elements: int, file: str) -> nn.Module:
+    """Constructs layers whose values are in a file under other names: a quantized model's float layers.
+
+    Args:
+        layer: what to construct; only classes of the table can stand in it.
+        tensors: how many the file has.
+        elements: how many there are in all of them; layers of many more are not made.
+        file: named in errors.
+
+    Raises:
+        CorruptFile: the constructor refuses its arguments, or the layers are larger than the file.
+    """
+    made = _on_meta(layer, tensors, file)
+    size = sum(tensor.numel() for tensor in made.state_dict().values())
+    if size > _ROOM * elements + _SLACK:
+        raise CorruptFile(
+            f"`{file}`: describes layers of {size:,} elements, and has {elements:,} in its tensors", file=file
+        )
+    return _made(layer)
+
+
+def _on_meta(layer: Layer, tensors: int, file: str) -> nn.Module:
+    _check_counts(layer, tensors, file)
+    try:
+        with torch.device("meta"):
+            return _made(layer)
+    except Exception as reason:  # whatever torch's constructors raise for arguments that make no sense
+        raise CorruptFile(
+            f"`{file}`: torch can't construct the layers with the arguments that the file has: "
+            f"{type(reason).__name__}: {printable(str(reason))}",
+            file=file,
+        ) from reason
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

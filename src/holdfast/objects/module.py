@@ -6,11 +6,24 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from holdfast.objects.layers import structure_of
+from holdfast.objects.quantized import (
+    backend_of,
+    described,
+    engine,
+    inner_tensors,
+    is_torchao,
+    origin_of,
+    own_state,
+    part_names,
+    plain_state,
+    settle_cells,
+)
 from holdfast.objects.stateful import StatefulPart
 from holdfast.state.layers import layer_json
 
@@ -61,23 +74,32 @@ class ModulePart(StatefulPart):
         super().__init__(unwrap(obj))
 
     def capture(self) -> Any:
-        return clean_state(self.obj)
+        return plain_state(clean_state(self.obj))
 
     def describe(self) -> dict[str, Any]:
-        structure = structure_of(self.obj)
-        known = {} if structure is None else {"structure": layer_json(structure)}
-        return {**super().describe(), "training": self.obj.training, **known}
+        known: dict[str, Any] = {"training": self.obj.training}
+        quantized, origin = described(self.obj), origin_of(self.obj)
+        if quantized is not None:
+            known["quantized"] = msgspec.to_builtins(quantized)
+        if quantized is not None and origin is not None:  # what is to be constructed is the float module
+            known |= {"class": origin.class_name, **({"structure": origin.structure} if origin.structure else {})}
+        elif quantized is None and (structure := structure_of(self.obj)) is not None:
+            known["structure"] = layer_json(structure)
+        return {**super().describe(), **known}
 
     def targets(self) -> dict[str, torch.Tensor]:
-        return {
-            name: value
-            for name, value in self.obj.state_dict().items()
-            if isinstance(value, torch.Tensor) and not is_lazy(value)
-        }
+        found: dict[str, torch.Tensor] = {}
+        for name, value in self.obj.state_dict().items():
+            if is_torchao(value):
+                found.update(inner_tensors(value, name))
+            elif isinstance(value, torch.Tensor) and not is_lazy(value):
+                found[name] = value
+        return found
 
     def groups(self) -> dict[str, str]:
         """What changes less often than the trained parameters: ``frozen`` parameters and ``buffers``, by name."""
-        frozen = {name: "frozen" for name, value in self.obj.named_parameters() if not value.requires_grad}
+        names = [name for name, value in self.obj.named_parameters() if not value.requires_grad]
+        frozen = dict.fromkeys(part_names(self.obj, names), "frozen")
         return frozen | {name: "buffers" for name, _ in self.obj.named_buffers()}
 
     def has_own_loader(self) -> bool:
@@ -90,10 +112,12 @@ class ModulePart(StatefulPart):
 
     def load(self, state: Any, *, strict: bool) -> tuple[list[str], list[str]]:
         """Loads through torch's own path, with every hook; returns missing and unexpected names."""
-        incompatible = self.obj.load_state_dict(state, strict=strict)
+        with engine(backend_of(self.obj)):
+            incompatible = self.obj.load_state_dict(own_state(self.obj, state), strict=strict)
+        settle_cells(self.obj)
         if incompatible is None:  # an override that returns nothing has raised where it was not content
             return [], []
-        return list(incompatible.missing_keys), list(incompatible.unexpected_keys)
+        return part_names(self.obj, list(incompatible.missing_keys)), list(incompatible.unexpected_keys)
 
     def materialise(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Gives tensors of a model made on the meta device memory, without a new identity: optimizers keep them.

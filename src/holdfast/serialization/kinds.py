@@ -6,6 +6,7 @@ The parts come from files: what torch itself would believe unseen (offsets, axes
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,12 @@ def _lift_sparse(payload: Any) -> torch.Tensor:
 
 
 def _lift_quantized(payload: Any) -> torch.Tensor:
+    with warnings.catch_warnings():  # of a file's reader torch need not ask that it quantize otherwise
+        warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, torch\.quantize_per_channel", UserWarning)
+        return _quantized(payload)
+
+
+def _quantized(payload: Any) -> torch.Tensor:
     data, scheme = payload["data"], payload["scheme"]
     if scheme == "per_tensor_affine":
         return torch._make_per_tensor_quantized_tensor(data, payload["scale"], payload["zero_point"])

@@ -12,6 +12,7 @@ from holdfast.formats.base import StoredTensor
 from holdfast.spec import Path
 from holdfast.state.flatten import child, keys
 from holdfast.state.paths import dotted, printable
+from holdfast.state.quantization import is_packed
 from holdfast.state.values import TENSOR_KINDS, Tree, Typed
 
 _MODULE_NAMES = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -52,9 +53,10 @@ def _is_empty(tree: Tree) -> bool:
 
 
 def _is_tensor(tree: Tree) -> bool:
-    return isinstance(tree, StoredTensor) or (
-        isinstance(tree, Typed) and (tree.kind == "parameter" or tree.kind in TENSOR_KINDS)
-    )
+    """Whether a value is what a module's state is made of; packed parameters of quantized layers count."""
+    if isinstance(tree, Typed):
+        return tree.kind == "parameter" or tree.kind in TENSOR_KINDS
+    return isinstance(tree, StoredTensor) or is_packed(tree)
 
 
 def find_part(tree: Tree, name: str, kind: str, *, kinds: Mapping[str, str], at: str | None, file: str) -> Part:

@@ -11,6 +11,7 @@ import torch
 from holdfast.errors import MismatchError
 from holdfast.formats.base import StoredTensor
 from holdfast.objects.module import ModulePart, aliases
+from holdfast.objects.quantized import Quantized
 from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.match import check, match
 from holdfast.policy.names import align, moved_modules, policy_names, without_wrappers
@@ -21,6 +22,7 @@ from holdfast.serialization.lowering import DTYPE_NAMES
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.state.flatten import child, keys
 from holdfast.state.values import DRESSED, Tree, Typed
+from holdfast.transfer.quantized import refuse_other_kind, refuse_other_packing
 
 
 class ObjectPlan(msgspec.Struct):
@@ -49,19 +51,32 @@ class ObjectPlan(msgspec.Struct):
     size: int = 1
 
 
-def plan_module(name: str, part: ModulePart, tree: Tree, policy: Policy, file: str) -> ObjectPlan:
-    """Decides for a module. Raises MismatchError when the policy refuses what the file has."""
+def plan_module(
+    name: str, part: ModulePart, tree: Tree, policy: Policy, file: str, quantized: Quantized | None = None
+) -> ObjectPlan:
+    """Decides for a module. Raises MismatchError when the policy refuses what the file has.
+
+    Args:
+        name: as the caller calls it.
+        part: its adapter.
+        tree: its part of the file.
+        policy: what may differ.
+        file: named in errors.
+        quantized: what the file says of its quantization.
+    """
     stored = {str(key): plain_tensor(child(tree, key)) for key in keys(tree)}
     specs = {key: leaf.spec for key, leaf in stored.items() if leaf is not None}
     targets = part.targets()
     live = {key: _spec(tensor) for key, tensor in targets.items()}
     tied = aliases(targets)
     matched = match(specs, live, policy, aliases=tied)
+    refuse_other_kind(part, tree, quantized, matched.report, file=file, name=name)
     size = sum(tensor.numel() for tensor in targets.values())
     odd = policy_names([key for key, leaf in stored.items() if leaf is None], policy)
     if part.has_own_loader() or align(odd.values(), live) or _is_old_norm(matched.report):
         _refuse_narrowing(matched.report, policy, file, name)
         wanted = _renamed(tree, list(live), policy, {item.name for item in matched.report.mismatched})
+        refuse_other_packing(part, wanted, file=file, name=name)
         return ObjectPlan(name, part, matched.report, assign=wanted, policy=policy, size=size)
     matched.report.unexpected += odd  # what is no tensor and no tensor of the object: packed parameters of int8 layers
     check(matched.report, policy, file, name)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
-from holdfast.errors import ArgumentError
+from holdfast.errors import ArgumentError, MissingPart
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.collector import collector_paused
 from holdfast.objects.builder import source_drift
@@ -28,6 +28,7 @@ from holdfast.transfer.apply import carry_out, refuse_lossy
 from holdfast.transfer.locate import Part, find_part, looks_like
 from holdfast.transfer.plan import ObjectPlan, plan_module
 from holdfast.transfer.plan_optimizer import plan_optimizer
+from holdfast.transfer.quantized import quantized_record, refuse_script_objects
 from holdfast.transfer.rescue import states_for_modules
 
 _VALUE_BYTES = 1024 * 1024
@@ -62,10 +63,14 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
         raise ArgumentError(f"at= names {sorted(unknown)}, but the objects given are {sorted(objects)}")
     kinds = {name: part.kind for name, part in parts.items()}
     document, notes = states_for_modules(document, kinds.values(), file)
-    found = {
-        name: find_part(document.tree, name, part.kind, kinds=kinds, at=at.get(name), file=file)
-        for name, part in parts.items()
-    }
+    try:
+        found = {
+            name: find_part(document.tree, name, part.kind, kinds=kinds, at=at.get(name), file=file)
+            for name, part in parts.items()
+        }
+    except MissingPart:  # it may be there, and not look like one
+        refuse_script_objects(document.tree, file)
+        raise
     plans = [_plan(name, part, found[name], document, options.match, file) for name, part in parts.items()]
     report = LoadReport(notes=list(notes))
     used = {part.path for part in found.values()}
@@ -97,7 +102,9 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
 
 def _plan(name: str, part: StatefulPart, found: Part, document: Document, policy: Policy, file: str) -> ObjectPlan:
     if isinstance(part, ModulePart):
-        return plan_module(name, part, found.tree, policy, file)
+        refuse_script_objects(found.tree, file)
+        quantized = quantized_record(_record(document, found), file)
+        return plan_module(name, part, found.tree, policy, file, quantized)
     if isinstance(part, OptimizerPart):
         return plan_optimizer(name, part, found.tree, _record(document, found), policy, file)
     return ObjectPlan(name, part, LoadReport(loaded=["(state)"]), assign=found.tree)

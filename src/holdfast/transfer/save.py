@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import torch
 
 from holdfast.errors import ArgumentError, UnsupportedValue
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.formats.collector import collector_paused
 from holdfast.formats.writing import ROW_MAJOR, Destination, shown_name, write_document
-from holdfast.objects.builder import find_config, source_digest
+from holdfast.objects.builder import find_config, module_source
 from holdfast.objects.capture import adapt, is_object
 from holdfast.objects.module import ModulePart, parameter_names
 from holdfast.objects.probe import make_probe
@@ -89,6 +90,12 @@ def document_of(
     names: dict[int, str] = {}
 
     def replace(value: Any, path: Path) -> Any | None:
+        if isinstance(value, torch.ScriptObject):
+            raise UnsupportedValue(
+                f"`{dotted(path)}`: packed parameters of a quantized layer, an object of torch. Save the module and "
+                "not its state_dict, holdfast.save(model, ...): what is packed is then stored as plain tensors",
+                path=dotted(path),
+            )
         if not is_object(value):
             return None
         part = parts[dotted(path) if path else ""] = adapt(value, dotted(path), names)
@@ -115,12 +122,13 @@ def document_of(
 
 def _record_construction(record: dict[str, Any], module: Any, config: Any, row_major: bool) -> list[str]:
     """Adds how a module was constructed to its record. A config that it only happens to have may be left out, said."""
-    digest = source_digest(type(module))
+    notes = _on_quantization(record)
+    digest = module_source(module)
     if digest is not None:
         record["source"] = digest
     found = find_config(module) if config is None else config
     if found is None:
-        return []
+        return notes
     try:
         tree = lower_state(found, row_major=row_major).tree
         if next(leaves(tree), None) is not None:
@@ -129,5 +137,19 @@ def _record_construction(record: dict[str, Any], module: Any, config: Any, row_m
     except UnsupportedValue as reason:
         if config is not None:
             raise
-        return [f"the config of {record['class']} is not plain data and was not recorded: {reason}"]
-    return []
+        notes.append(f"the config of {record['class']} is not plain data and was not recorded: {reason}")
+    return notes
+
+
+def _on_quantization(record: dict[str, Any]) -> list[str]:
+    """What to say of a module that was quantized without a recipe: a file can't tell how to do it again."""
+    quantized = record.get("quantized")
+    if quantized is None or quantized.get("recipe") is not None:
+        return []
+    shown = ", ".join(f"`{name}`" for name in list(quantized["layers"])[:3])
+    more = ", ..." if len(quantized["layers"]) > 3 else ""
+    note = (
+        f"the module is quantized ({shown}{more}), but not by holdfast.quantize: its state is complete, and "
+        "holdfast.build needs a factory that quantizes in the same way"
+    )
+    return [note]

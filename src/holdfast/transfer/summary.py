@@ -9,9 +9,11 @@ from torch import nn
 
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.objects.module import unwrap
+from holdfast.objects.quantized import origin_of
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child, keys, leaves
 from holdfast.state.paths import dotted, printable
+from holdfast.state.quantization import quantization_line
 from holdfast.transfer.locate import looks_like
 
 
@@ -44,6 +46,7 @@ class Summary(msgspec.Struct, frozen=True):
         structure: the module's layers as torch prints them, or None.
         groups: an optimizer's param_groups, with parameter names where they are known.
         values: other plain values by name.
+        quantized: how it is quantized, and what that did to it where this is known, or None.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Summary(msgspec.Struct, frozen=True):
     structure: str | None = None
     groups: list[dict[str, Any]] = []
     values: dict[str, Any] = {}
+    quantized: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -63,6 +67,8 @@ class Summary(msgspec.Struct, frozen=True):
         for row in self.tensors:
             shared = f"  = {printable(row.shares_with)}" if row.shares_with else ""
             lines.append(f"  {printable(row.name):<{width}}  {row.shape!s:<18} {row.dtype:<9} {row.device}{shared}")
+        if self.quantized:
+            lines += ["quantized:", *(f"  {line}" for line in self.quantized.splitlines())]
         if self.structure:
             lines += ["structure:", *(f"  {line}" for line in self.structure.splitlines())]
         for index, group in enumerate(self.groups):
@@ -96,7 +102,17 @@ def summarise(obj: Any, document: Document, title: str) -> Summary:
         groups = _groups(document, names.get((), []))
     values = {} if groups else _values(document)
     structure = repr(unwrap(obj)) if isinstance(obj, nn.Module) else None
-    return Summary(title, rows, structure, groups, values)
+    return Summary(title, rows, structure, groups, values, _quantized(obj, document))
+
+
+def _quantized(obj: Any, document: Document) -> str | None:
+    """The report of what quantized a live module, else what is recorded of each object."""
+    origin = origin_of(unwrap(obj)) if isinstance(obj, nn.Module) else None
+    if origin is not None and origin.report is not None:
+        return str(origin.report)
+    said = ((path, quantization_line(record)) for path, record in document.objects.items())
+    lines = [f"{printable(path)}: {line}" if path else line for path, line in said if line is not None]
+    return "\n".join(lines) or None
 
 
 def _parameter_names(document: Document) -> dict[tuple[str, ...], list[str]]:

@@ -1,0 +1,125 @@
+"""Building a model out of a file, quantized ones too: constructed, quantized as the file says, and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from holdfast.errors import ArgumentError, MissingPart
+from holdfast.export.quantization.applying import quantized_again, undisturbed
+from holdfast.export.quantization.torch_ao import quietly
+from holdfast.formats.base import Document, StoredTensor
+from holdfast.objects.builder import construct, source_digest
+from holdfast.objects.layers import construct_blank
+from holdfast.objects.quantized import Origin, Quantized, engine, quantized_layers, remember
+from holdfast.serialization.devices import Placement
+from holdfast.serialization.reading import read_tree
+from holdfast.state.flatten import leaves
+from holdfast.state.layers import layer_from_json
+from holdfast.state.lifting import trusted_class
+from holdfast.state.paths import printable
+from holdfast.transfer.opened import opened_document
+from holdfast.transfer.quantized import quantized_record
+from holdfast.transfer.rescue import build_layers
+from holdfast.transfer.restore import RestoreOptions, restore_objects
+
+
+class Built(msgspec.Struct):
+    """A model out of a file.
+
+    Attributes:
+        model: the module.
+        config: how it was constructed, as the file records it, or None.
+    """
+
+    model: nn.Module
+    config: Any = None
+
+
+def build_model(f: Any, *, factory: Callable[..., nn.Module] | None, trusted: Collection[str], mode: str) -> Built:
+    """Constructs a model and gives it the weights of a file; see ``holdfast.build``."""
+    with opened_document(f) as (document, file):
+        factory = factory or _trusted_factory(document, trusted)
+        record = _quantized_module(document)
+        if record is not None:
+            return _build_quantized(document, file, record, factory, mode)
+        if factory is None:
+            return Built(build_layers(document, file, Placement("cpu")).train(mode == "train"))
+        config = _recorded_config(document, file)
+        made = construct(factory, config, file=file)
+        restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
+        return Built(made, config)
+
+
+def _trusted_factory(document: Document, trusted: Collection[str]) -> Callable[..., nn.Module] | None:
+    named = {str(record.get("class")) for record in document.objects.values() if record.get("kind") == "module"}
+    found = named & set(trusted)
+    return trusted_class(found.pop()) if len(found) == 1 else None
+
+
+def _recorded_config(document: Document, file: str) -> Any:
+    configs = [record["config"] for record in document.objects.values() if "config" in record]
+    if len(configs) > 1:
+        raise MissingPart(
+            f"`{file}`: records {len(configs)} models; build one with its factory and restore(at=)", file=file
+        )
+    return read_tree(configs[0], file) if configs else None
+
+
+def _quantized_module(document: Document) -> dict[str, Any] | None:
+    """What the file records of its only module, when that is quantized."""
+    modules = [record for record in document.objects.values() if record.get("kind") == "module"]
+    return modules[0] if len(modules) == 1 and modules[0].get("quantized") is not None else None
+
+
+def _build_quantized(
+    document: Document, file: str, record: dict[str, Any], factory: Callable[..., nn.Module] | None, mode: str
+) -> Built:
+    quantized = quantized_record(record, file)
+    config = _recorded_config(document, file)
+    options = RestoreOptions(mode=mode)
+    if factory is not None:
+        made = construct(factory, config, file=file)
+    else:
+        made = _from_structure(document, record, quantized, file)
+    if quantized is None or quantized.recipe is None or quantized_layers(made):  # the factory quantizes it itself
+        with quietly():
+            restore_objects(document, file, {"model": made}, options)
+        return Built(made, config)
+    origin = Origin(
+        recipe=quantized.recipe,
+        backend=quantized.backend,
+        class_name=str(record.get("class")),
+        source=source_digest(type(made)),
+        config=config,
+        structure=record.get("structure") if isinstance(record.get("structure"), dict) else None,
+        torchao=quantized.torchao,
+    )
+    made = quantized_again(made.eval(), quantized, file)
+    remember(made, origin)
+    with quietly(), engine(quantized.backend):
+        restore_objects(document, file, {"model": made}, options)
+    return Built(made, config)
+
+
+def _from_structure(document: Document, record: dict[str, Any], quantized: Quantized | None, file: str) -> nn.Module:
+    """The float module of a file whose layers are all torch.nn's own."""
+    layer = layer_from_json(record.get("structure"))
+    if layer is None or quantized is None or quantized.recipe is None:
+        by_recipe = quantized is not None and quantized.recipe is not None
+        named = printable(str(record.get("class"))[:100])
+        raise ArgumentError(
+            f"`{file}`: holds a quantized {named}: build needs to be told which code it may use, "
+            + (
+                "factory=Net (the class, or a function that makes the float model), or its name in trusted="
+                if by_recipe
+                else "and no recipe is recorded: factory=lambda: quantize_dynamic(Net(), ...), or whatever made it"
+            ),
+            file=file,
+        )
+    stored = [leaf for _, leaf in leaves(document.tree) if isinstance(leaf, StoredTensor)]
+    with undisturbed():
+        return construct_blank(layer, len(stored), sum(leaf.spec.numel for leaf in stored), file)
