@@ -36,7 +36,7 @@ demo: $(READY) ## train, kill, resume, and prove that nothing differs
 docs: $(READY) ## run every code block of README.md and docs/
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
-bench: $(READY) ## run all of benchmarks/ (14 minutes) and write their tables; ARGS="--quick" only tries them
+bench: $(READY) ## run all of benchmarks/ (under ten minutes) and write their tables; ARGS="--quick" only tries them
 	$(BIN)/python benchmarks/report.py $(ARGS)
 
 peers: $(READY) ## install the packages that benchmarks compare with, where they are not skipped

@@ -1,6 +1,6 @@
 """Fifty thousand small tensors, where only what is done for each of them counts: P5 of docs/promises.md.
 
-    python benchmarks/many_tensors.py [--pairs 5] [--count 50000] [--folder DIR]
+    python benchmarks/many_tensors.py [--pairs 5] [--count 50000] [--folder DIR] [--no-memory]
 
 State M is 50,000 tensors of 64 floats. Saving and loading through the page cache, all sides in turns, medians of the
 rounds' ratios; packages beside torch and safetensors run two rounds. ``ours, torch's .pt`` reads the file that
@@ -22,6 +22,7 @@ def main() -> None:
     """Measures and prints one table."""
     options = parser(__doc__)
     options.add_argument("--count", type=int, default=50_000, help="tensors; fewer for a quick look")
+    options.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     args = options.parse_args()
     state = many_tensors(args.count)
     usable, left_out = peers.usable()
@@ -53,6 +54,8 @@ def main() -> None:
             (saved, "PEERS[{0!r}].save_flat(state, folder / PEERS[{0!r}].file)"),
             (loaded, "PEERS[{0!r}].load_flat(folder / PEERS[{0!r}].file)"),
         ):
+            if args.no_memory:
+                break
             for key, found in peaks(folder, setup, {key: work.format(key) for key in rows}).items():
                 rows[key].memory = found
     for key in peers.OURS:
@@ -60,7 +63,7 @@ def main() -> None:
             promise(saved[key], "P5", torch=0.5)
         promise(loaded[key], "P5", torch=0.33)
     gone_rows = missing("save and load", {key: why for key, why in left_out.items() if peers.PEERS[key].load_flat})
-    notes = ["peak extra memory of a load holds the tensors that it returns"]
+    notes = [] if args.no_memory else ["peak extra memory of a load holds the tensors that it returns"]
     finish(args, f"{args.count:,} tensors of 64 floats", [*saved.values(), *loaded.values(), *gone_rows], notes)
 
 
