@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import ArgumentError, MissingPart, UntrustedType
+from holdfast.export.loading import holds_program, load_program
 from holdfast.formats.base import Document
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
@@ -24,7 +25,7 @@ from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
 from holdfast.state.lifting import trusted_class
-from holdfast.transfer.opened import Opened, is_source, opened_document
+from holdfast.transfer.opened import Opened, is_source, opened_document, opened_file
 from holdfast.transfer.rescue import build_layers, rescue_state, untrusted, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, save_file
@@ -175,7 +176,8 @@ def build(
     """Constructs a model and gives it the weights of a file.
 
     Without a factory it makes models that consist of torch.nn's own layers (a Sequential, say), out of files that
-    ``save`` or ``torch.save`` wrote. No class is ever imported because a file names it.
+    ``save`` or ``torch.save`` wrote, and the module of a ``.pt2`` whose program was audited and holds nothing but
+    operators on tensors. No class is ever imported because a file names it.
 
     Args:
         f: a path, a reference or a binary file object.
@@ -183,8 +185,8 @@ def build(
         factory: the class, or a function that returns a module; called with the config that the file records. It can
             be left out when all of the model is torch.nn's own.
         trusted: full names of classes that may be imported, ``{"my.pkg.Net"}``: when the class that the file names is
-            among them, it is the factory.
-        mode: ``"eval"`` or ``"train"``.
+            among them, it is the factory. ``{"torch.jit.ScriptModule"}`` lets a TorchScript file run.
+        mode: ``"eval"`` or ``"train"``; the program of a ``.pt2`` stays in the mode in which it was exported.
 
     Returns:
         The module.
@@ -193,6 +195,7 @@ def build(
         ArgumentError: no factory was given and one is needed, or it does not take the recorded config.
         ConfigMissing: the factory needs arguments and the file records none.
         MismatchError: the weights do not fit what the factory made.
+        RefusedFile: a program that is not known to be harmless, or TorchScript that is not trusted; says what to do.
 
     Example:
         >>> import holdfast, torch
@@ -201,14 +204,15 @@ def build(
         >>> holdfast.build("net.pt", factory=torch.nn.Linear).training
         False
     """
-    with opened_document(f) as (document, file):
-        options = RestoreOptions(mode=mode)
+    with opened_file(f) as (document, file, container):
+        if factory is None and container is not None and holds_program(container):
+            return load_program(container, map_location, trusted, mode=mode)
         factory = factory or _trusted_factory(document, trusted)
         if factory is None:
             made = build_layers(document, file, Placement("cpu")).train(mode == "train")
         else:
             made = construct(factory, _recorded_config(document, file), file=file)
-            restore_objects(document, file, {"model": made}, options)
+            restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
     return made if map_location is None else made.to(_single_device(map_location))
 
 

@@ -250,8 +250,7 @@ def text_for_a_number(program: Program, marker: str) -> None:
 
 def key_of_an_input(program: Program, marker: str) -> None:
     """The key stands in the text of a guard's message, between double quotes."""
-    key = f"'+str({code(marker)})+'"
-    key = f"k'\"+str({code(marker)})+\""
+    key = f'k"+str(open(bytes({list(marker.encode())}).decode(),chr(119)))+"'
     program.call["in_spec"] = program.call["in_spec"].replace('\\"k\\"', json.dumps(json.dumps(key))[1:-1])
     args = arguments()
     program.members[SAMPLES] = saved(((args[0], {key: args[1]["k"], "m": args[1]["m"]}, *args[2:]), {}))
@@ -403,7 +402,8 @@ for name in json.loads(sys.argv[1]):
             elif step == "module":
                 module = program.module()
             else:
-                module(torch.ones(4, 3), {"k": torch.ones(2), "m": (torch.ones(1),)}, "abc", 2)
+                given, keywords = program.example_inputs
+                module(*given, **keywords)
             if os.path.exists(name):
                 break
     except BaseException as error:

@@ -81,6 +81,8 @@ def _print(report: ScanReport) -> None:
         return
     verdict = coloured(report.verdict, _COLOURS.get(report.verdict, "green"))
     advice = _ADVICE[report.verdict]
+    if report.program:
+        advice = "its program may run code of its own in torch.export.load: do not; holdfast.load reads its weights"
     if report.unread and report.verdict != "dangerous":
         verdict, advice = coloured("not scanned", "red"), "a part of it could not be looked into: do not unpickle it"
     say(f"{printable(report.file)}: {verdict}: {advice}")
