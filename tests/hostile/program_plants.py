@@ -349,6 +349,17 @@ def source_member(program: Program, marker: str) -> None:
         program.members[f"data/aotinductor/model/model.wrapper_{step}_flags.json"] = json.dumps(flags).encode()
 
 
+def old_format(program: Program, marker: str) -> bytes:
+    """An archive of torch 2.1 to 2.7, which torch.export.load tries when it can't read a newer one."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("serialized_exported_program.json", json.dumps(program.json))
+        for name in ("state_dict", "constants", "example_inputs"):
+            archive.writestr(f"serialized_{name}.pt", saved({"x": Opens(marker)} if name == "constants" else {}))
+        archive.writestr("version", "8.20")
+    return target.getvalue()
+
+
 def shared_object(marker: str) -> str:
     """A library that makes the marker when it is loaded."""
     source, target = Path(f"{marker}.c"), f"{marker}.so"
@@ -364,7 +375,7 @@ def shared_object(marker: str) -> str:
     return target
 
 
-PLANTS: dict[str, Callable[[Program, str], None]] = {
+PLANTS: dict[str, Callable[[Program, str], bytes | None]] = {
     made.__name__: made
     for made in (
         sample_inputs, pickled_weight, pickled_constant, opaque_object, custom_object, old_constants, old_weights,
@@ -372,7 +383,7 @@ PLANTS: dict[str, Callable[[Program, str], None]] = {
         target_of_metadata, symbolic_size, size_of_a_tensor, guard, constant_text, text_for_a_number, key_of_an_input,
         name_of_a_value, name_of_an_input, name_of_an_argument, name_of_a_parameter, name_of_a_keyword, name_of_a_graph,
         name_in_text, default_factory, enum_key, namedtuple_class, verifier, device, range_of_a_symbol,
-        compiled_member, source_member,
+        compiled_member, source_member, old_format,
     )
 }  # fmt: skip
 """Every plant by its name."""
@@ -381,8 +392,20 @@ PLANTS: dict[str, Callable[[Program, str], None]] = {
 def planted(data: bytes, name: str, marker: str) -> bytes:
     """The honest archive with one thing changed."""
     program = Program(data)
-    PLANTS[name](program, marker)
-    return program.data()
+    return PLANTS[name](program, marker) or program.data()
+
+
+STAGES: dict[str, str] = {
+    **dict.fromkeys(("sample_inputs", "pickled_weight", "pickled_constant", "opaque_object"), "load"),
+    **dict.fromkeys(("old_constants", "old_weights", "old_format"), "load"),
+    **dict.fromkeys(("imported_function", "writing_operator", "guard", "constant_text", "text_for_a_number"), "call"),
+    **dict.fromkeys(("key_of_an_input", "name_of_a_parameter", "name_of_a_keyword"), "call"),
+    **dict.fromkeys(("symbolic_size", "size_of_a_tensor", "name_of_an_input", "default_factory", "enum_key"), "load"),
+    **dict.fromkeys(("compiled_member", "source_member"), "load"),
+}
+"""Where torch 2.13 runs a plant: in torch.export.load, or when what module() gives is called. It runs no other."""
+HARMLESS = frozenset({"target_of_metadata"})
+"""Plants in what is dropped before torch sees it."""
 
 
 CONTROL = '''

@@ -84,13 +84,14 @@ def _exported(container: Exported, placement: Placement) -> nn.Module:
         log.warning(
             "%s: the program was exported in training mode (%s): its answers may be random", shown(audit.file), training
         )
+    logged: list[BaseException] = []
     try:
-        with _quiet():
+        with _quiet(logged):
             return torch.export.load(io.BytesIO(data)).module()
     except Exception as reason:  # whatever torch raises for JSON that fits the schema and makes no sense
         raise CorruptFile(
             f"`{shown(container.file)}`: nothing in its program is harmful, but torch {torch.__version__} can't load it: "
-            f"{_told(reason)}; it was written by torch {_version(audit)}",
+            f"{_told([*logged, reason][0])}; it was written by torch {_version(audit)}",
             file=container.file,
         ) from reason
 
@@ -174,10 +175,15 @@ def _trains(program: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch from logging and warning what is raised, or is of no use to who loads a program."""
+def _quiet(logged: list[BaseException]) -> Iterator[None]:
+    """Keeps torch from logging and warning what is raised, or is of no use to who loads a program.
+
+    What it logs as the reason, before it raises another error that does not have it, is added to ``logged``.
+    """
 
     def drop(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            logged.append(record.exc_info[1])
         return record.levelno > logging.WARNING
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]

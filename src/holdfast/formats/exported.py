@@ -32,6 +32,8 @@ NAME = "torch-export"
 _CONFIG_LIMIT = 1 << 30
 _STRIDED = 7
 _PARTS = ("weights", "constants")
+_OBJECTS = ("custom_obj_", "opaque_obj_")
+"""Constants that are no tensors: objects of classes in C++, and pickles of any others."""
 _OLD_PARTS = ("serialized_state_dict.pt", "serialized_constants.pt")
 
 
@@ -111,9 +113,11 @@ class Exported(Container):
             raise self._lie(f"{printable(name)} is damaged: {printable(str(reason))}") from None
         for key, entry in config.config.items():
             record = f"data/{part}/{entry.path_name}"
+            if entry.path_name.startswith(_OBJECTS):
+                continue
             if record not in self.archive.records:
                 if not part.startswith("w"):
-                    continue  # constants may be objects of C++ classes, which are kept elsewhere
+                    continue  # constants may be kept elsewhere
                 raise self._lie(f"`{printable(key)}` should be in {printable(record)}, which is missing")
             tree[key] = self.pickled(record) if entry.use_pickle else self.tensor(key, record, entry.tensor_meta)
 
