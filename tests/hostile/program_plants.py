@@ -290,7 +290,9 @@ def name_of_a_graph(program: Program, marker: str) -> None:
 
 def name_in_text(program: Program, marker: str) -> None:
     called = program.graph["nodes"][1]
-    called["inputs"].append({"name": "", "arg": {"as_string_to_argument": {f"{code(marker)}": {"as_int": 1}}}, "kind": 1})
+    called["inputs"].append(
+        {"name": "", "arg": {"as_string_to_argument": {f"{code(marker)}": {"as_int": 1}}}, "kind": 1}
+    )
 
 
 # -- trees
@@ -408,7 +410,7 @@ HARMLESS = frozenset({"target_of_metadata"})
 """Plants in what is dropped before torch sees it."""
 
 
-CONTROL = '''
+CONTROL = """
 import json, os, sys, logging, warnings
 warnings.simplefilter("ignore"); logging.disable(logging.CRITICAL)
 import torch
@@ -433,4 +435,4 @@ for name in json.loads(sys.argv[1]):
         reason = f"{type(error).__name__}: {error}"[-300:]
     found[name] = [step if os.path.exists(name) else None, reason]
 print(json.dumps(found))
-'''
+"""

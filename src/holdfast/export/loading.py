@@ -1,4 +1,4 @@
-"""Files that hold programs, back to modules: ``torch.export`` archives after an audit, TorchScript when trusted by name.
+"""Files that hold programs, back to modules: ``torch.export`` archives after an audit, TorchScript when trusted.
 
 Of a ``.pt2`` torch is never given the file. It gets an archive that is written here, in memory, from what the audit
 read: the JSON encoded anew, the bytes of the tensors, and sample inputs that were read without unpickling and saved
@@ -23,7 +23,8 @@ from holdfast.errors import ArgumentError, CorruptFile, HoldfastError, RefusedFi
 from holdfast.formats.base import Container
 from holdfast.formats.exported import Exported
 from holdfast.formats.programs.audit import Audit
-from holdfast.formats.programs.schema import Device, Node, Payloads
+from holdfast.formats.programs.schema import Node, Payloads
+from holdfast.formats.programs.values import Device
 from holdfast.formats.torchscript import TorchScript
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
@@ -67,8 +68,8 @@ def load_program(container: Container, map_location: MapLocation, trusted: Colle
         raise ArgumentError(f"`{shown(container.file)}`: holds no program")
     if mode == "train":
         raise ArgumentError(
-            f"`{shown(container.file)}`: a program of torch.export is in the mode in which it was exported and can't be "
-            'put into mode="train"; to train, give the class: build(..., factory=Net, mode="train")'
+            f"`{shown(container.file)}`: a program of torch.export is in the mode in which it was exported and can't "
+            'be put into mode="train"; to train, give the class: build(..., factory=Net, mode="train")'
         )
     return _exported(container, Placement(map_location))
 
@@ -90,8 +91,8 @@ def _exported(container: Exported, placement: Placement) -> nn.Module:
             return torch.export.load(io.BytesIO(data)).module()
     except Exception as reason:  # whatever torch raises for JSON that fits the schema and makes no sense
         raise CorruptFile(
-            f"`{shown(container.file)}`: nothing in its program is harmful, but torch {torch.__version__} can't load it: "
-            f"{_told([*logged, reason][0])}; it was written by torch {_version(audit)}",
+            f"`{shown(container.file)}`: nothing in its program is harmful, but torch {torch.__version__} can't load "
+            f"it: {_told([*logged, reason][0])}; it was written by torch {_version(audit)}",
             file=container.file,
         ) from reason
 
@@ -123,9 +124,7 @@ def rebuilt(container: Exported, audit: Audit, placement: Placement) -> bytes:
     return target.getvalue()
 
 
-def _tensors(
-    container: Exported, part: str, payloads: Payloads, placement: Placement
-) -> Iterator[tuple[str, bytes]]:
+def _tensors(container: Exported, part: str, payloads: Payloads, placement: Placement) -> Iterator[tuple[str, bytes]]:
     """The records of the tensors: bytes as they are; what is pickled is read as any file and saved again."""
     pickled = {payload.path_name: payload.use_pickle for payload in payloads.config.values()}
     for file_name, is_pickled in pickled.items():
@@ -222,23 +221,24 @@ def _scripted(
     if not set(trusted) & set(SCRIPT_CLASSES):
         raise RefusedFile(
             f"`{shown(file)}`: is a TorchScript program, which is code that can't be audited: it is not run unless you "
-            f"trust where the file comes from and say so: build(..., trusted={{{SCRIPT_CLASSES[0]!r}}}). load, open and "
-            "inspect read its weights and run nothing; build(..., factory=Net) puts them into your own class",
+            f"trust where the file comes from and say so: build(..., trusted={{{SCRIPT_CLASSES[0]!r}}}). load, open "
+            "and inspect read its weights and run nothing; build(..., factory=Net) puts them into your own class",
             file=file,
         )
-    if map_location is not None:
+    device: torch.device | None = None
+    if map_location is not None or not torch.accelerator.is_available():
         device = Placement(map_location).device("cpu")
-    else:
-        device = None if torch.accelerator.is_available() else torch.device("cpu")
     source = container.archive.source
     try:
         with warnings.catch_warnings():  # torch 2.13 calls torch.jit deprecated, which the caller can't change here
             warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
-            module = torch.jit.load(io.BytesIO(source.read(0, source.size)), map_location=device)
+            data = io.BytesIO(source.read(0, source.size))
+            module: nn.Module = torch.jit.load(data, map_location=device)  # type: ignore[no-untyped-call]
             return module.train(mode == "train")
     except HoldfastError:
         raise
     except Exception as reason:  # whatever its reader raises
         raise CorruptFile(
-            f"`{shown(file)}`: torch {torch.__version__} can't load this TorchScript program: {_told(reason)}", file=file
+            f"`{shown(file)}`: torch {torch.__version__} can't load this TorchScript program: {_told(reason)}",
+            file=file,
         ) from reason

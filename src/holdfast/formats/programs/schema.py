@@ -11,10 +11,9 @@ import re
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, UnsetType, field
 
 from holdfast.formats.programs.text import (
-    check_formula,
     check_guard,
     check_inert,
     check_name,
@@ -24,177 +23,30 @@ from holdfast.formats.programs.text import (
     shown,
     takes_text,
 )
-from holdfast.spec import BY_EXPORT
+from holdfast.formats.programs.values import (
+    Choice,
+    Complex,
+    Device,
+    Float,
+    Int,
+    Named,
+    OptionalTensor,
+    Strict,
+    SymBool,
+    SymBoolArgument,
+    SymFloat,
+    SymFloatArgument,
+    SymInt,
+    SymIntArgument,
+    TensorMeta,
+    Value,
+)
 
-Int = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-Float = float | Literal["Infinity", "-Infinity", "NaN"]
-_DEVICE = re.compile(r"[a-z]{1,16}")
 _RANGE = re.compile(r"(?:(?:s|u|zf|zuf)[0-9]{1,5})|[A-Za-z0-9_ *+/()%,-]{1,512}")
 _COUNTED = re.compile(r"(?:u|zuf)(?![0-9]{1,5}\Z)")
 """Keys that begin as unbacked symbols do: torch counts up to their number."""
 _FILE = re.compile(r"(?:weight|tensor)_[0-9]{1,9}")
 _VERSION = re.compile(r"[A-Za-z0-9.+<=_-]{0,64}")
-
-
-class Strict(Struct, forbid_unknown_fields=True):
-    """What has exactly the fields that are written here."""
-
-
-class Choice(Strict, omit_defaults=True):
-    """What has exactly one of its fields."""
-
-    def __post_init__(self) -> None:
-        count = sum(getattr(self, name) is not UNSET for name in self.__struct_fields__)
-        if count != 1:
-            raise ValueError(f"has {count} values where one is wanted")
-
-
-class Device(Strict):
-    """Where a tensor is."""
-
-    type: str
-    index: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
-
-    def __post_init__(self) -> None:
-        if not _DEVICE.fullmatch(self.type):
-            raise ValueError(f"{shown(self.type)!r} is no device")
-
-    @property
-    def location(self) -> str:
-        """As map_location names it."""
-        return self.type if self.index is None else f"{self.type}:{self.index}"
-
-
-# -- sizes
-
-
-class Hint(Choice):
-    """What a symbol was when the program was exported."""
-
-    as_int: Int | UnsetType = UNSET
-    as_bool: bool | UnsetType = UNSET
-    as_float: Float | UnsetType = UNSET
-
-
-class Expression(Strict):
-    """A formula over symbols."""
-
-    expr_str: str
-    hint: Hint | None = None
-
-    def __post_init__(self) -> None:
-        check_formula(self.expr_str)
-
-
-class SymInt(Choice):
-    """An integer, or a formula."""
-
-    as_expr: Expression | UnsetType = UNSET
-    as_int: Int | UnsetType = UNSET
-
-
-class SymFloat(Choice):
-    """A float, or a formula."""
-
-    as_expr: Expression | UnsetType = UNSET
-    as_float: Float | UnsetType = UNSET
-
-
-class SymBool(Choice):
-    """A bool, or a condition."""
-
-    as_expr: Expression | UnsetType = UNSET
-    as_bool: bool | UnsetType = UNSET
-
-
-class TensorMeta(Strict):
-    """What a tensor is."""
-
-    dtype: int
-    sizes: list[SymInt]
-    requires_grad: bool
-    device: Device
-    strides: list[SymInt]
-    storage_offset: SymInt
-    layout: Annotated[int, Meta(ge=1, le=7)]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in BY_EXPORT:
-            raise ValueError(f"{self.dtype} is no dtype that is known")
-
-
-# -- arguments
-
-
-class Named(Strict):
-    """A tensor, by the name of a value."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-
-
-class _SymArgument(Choice):
-    """The value of a symbol, by name."""
-
-    as_name: str | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.as_name) is str:
-            check_name(self.as_name)
-
-
-class SymIntArgument(_SymArgument):
-    """An integer, or one by name."""
-
-    as_int: Int | UnsetType = UNSET
-
-
-class SymFloatArgument(_SymArgument):
-    """A float, or one by name."""
-
-    as_float: Float | UnsetType = UNSET
-
-
-class SymBoolArgument(_SymArgument):
-    """A bool, or one by name."""
-
-    as_bool: bool | UnsetType = UNSET
-
-
-class OptionalTensor(Choice):
-    """A tensor, or None."""
-
-    as_tensor: Named | UnsetType = UNSET
-    as_none: bool | UnsetType = UNSET
-
-
-class Complex(Strict):
-    """A complex number."""
-
-    real: Float
-    imag: Float
-
-
-class Value(Choice):
-    """An input or output of a graph."""
-
-    as_none: bool | UnsetType = UNSET
-    as_tensor: Named | UnsetType = UNSET
-    as_int: Int | UnsetType = UNSET
-    as_float: Float | UnsetType = UNSET
-    as_string: str | UnsetType = UNSET
-    as_bool: bool | UnsetType = UNSET
-    as_sym_int: SymIntArgument | UnsetType = UNSET
-    as_sym_float: SymFloatArgument | UnsetType = UNSET
-    as_sym_bool: SymBoolArgument | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.as_string) is str:
-            check_inert(self.as_string)  # it becomes part of a guard
 
 
 class Argument(Choice):
@@ -290,8 +142,8 @@ class Graph(Strict):
     sym_int_values: dict[str, SymInt]
     sym_bool_values: dict[str, SymBool]
     is_single_tensor_return: bool = False
-    custom_obj_values: dict[str, Any] = {}
-    sym_float_values: dict[str, SymFloat] = {}
+    custom_obj_values: dict[str, Any] = field(default_factory=dict)
+    sym_float_values: dict[str, SymFloat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.custom_obj_values:
@@ -465,8 +317,8 @@ class GraphModule(Strict):
     graph: Graph
     signature: Signature
     module_call_graph: list[CallEntry]
-    metadata: dict[str, str] = {}
-    treespec_namedtuple_fields: dict[str, Any] = {}
+    metadata: dict[str, str] = field(default_factory=dict)
+    treespec_namedtuple_fields: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.metadata = {}
@@ -501,7 +353,7 @@ class Program(Strict):
     schema_version: SchemaVersion
     verifiers: Annotated[list[Literal["TRAINING", "ATEN"]], Meta(min_length=1)]
     torch_version: str = ""
-    guards_code: list[str] = []
+    guards_code: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key in self.range_constraints:

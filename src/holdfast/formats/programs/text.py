@@ -57,9 +57,15 @@ REFUSED = frozenset({"from_file", "save", "load", "warn", "_print", "set_", "set
 HIGHER_ORDER = frozenset(
     f"torch.ops.higher_order.{name}"
     for name in (
-        "associative_scan", "cond", "map_impl", "scan", "while_loop", "wrap_with_autocast", "wrap_with_set_grad_enabled",
+        "associative_scan",
+        "cond",
+        "map_impl",
+        "scan",
+        "while_loop",
+        "wrap_with_autocast",
+        "wrap_with_set_grad_enabled",
     )
-)  # fmt: skip
+)
 """Operators that run graphs of the program itself."""
 _COMPARED = "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift"
 SYMBOLIC = frozenset(
@@ -323,9 +329,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _SEQUENCES = frozenset({"builtins.tuple", "builtins.list", "torch.fx.immutable_collections.immutable_list"})
-_MAPPINGS = frozenset(
-    {"builtins.dict", "collections.OrderedDict", "torch.fx.immutable_collections.immutable_dict"}
-)
+_MAPPINGS = frozenset({"builtins.dict", "collections.OrderedDict", "torch.fx.immutable_collections.immutable_dict"})
 
 
 def _keys(context: str) -> bytes:
@@ -344,6 +348,7 @@ def checked_spec(text: str, *, of_call: bool = False) -> str:
     """A tree of arguments written anew. Raises ValueError for one of other classes than tuple, list and dict.
 
     Args:
+        text: as the file has it.
         of_call: whether it is the tree of a call, (arguments, keywords): the keywords become names of parameters.
     """
     try:
