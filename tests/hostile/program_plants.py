@@ -25,7 +25,7 @@ CONSTANTS = "data/constants/model_constants_config.json"
 
 
 class Net(torch.nn.Module):
-    """Has a parameter, a buffer, a constant, a dynamic batch, nested inputs, constant inputs and a submodule's graph."""
+    """Has a parameter, a buffer, a constant, a dynamic batch, nested and constant inputs, and a graph in its graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,17 +377,47 @@ def shared_object(marker: str) -> str:
     return target
 
 
-PLANTS: dict[str, Callable[[Program, str], bytes | None]] = {
-    made.__name__: made
-    for made in (
-        sample_inputs, pickled_weight, pickled_constant, opaque_object, custom_object, old_constants, old_weights,
-        any_function, imported_function, function_as_argument, through_math, writing_operator, saving_operator, wrapped_function, library,
-        target_of_metadata, symbolic_size, size_of_a_tensor, guard, constant_text, text_for_a_number, key_of_an_input,
-        name_of_a_value, name_of_an_input, name_of_an_argument, name_of_a_parameter, name_of_a_keyword, name_of_a_graph,
-        name_in_text, default_factory, enum_key, namedtuple_class, verifier, device, range_of_a_symbol,
-        compiled_member, source_member, old_format,
-    )
-}  # fmt: skip
+_MADE: tuple[Callable[[Program, str], bytes | None], ...] = (
+    sample_inputs,
+    pickled_weight,
+    pickled_constant,
+    opaque_object,
+    custom_object,
+    old_constants,
+    old_weights,
+    any_function,
+    imported_function,
+    function_as_argument,
+    through_math,
+    writing_operator,
+    saving_operator,
+    wrapped_function,
+    library,
+    target_of_metadata,
+    symbolic_size,
+    size_of_a_tensor,
+    guard,
+    constant_text,
+    text_for_a_number,
+    key_of_an_input,
+    name_of_a_value,
+    name_of_an_input,
+    name_of_an_argument,
+    name_of_a_parameter,
+    name_of_a_keyword,
+    name_of_a_graph,
+    name_in_text,
+    default_factory,
+    enum_key,
+    namedtuple_class,
+    verifier,
+    device,
+    range_of_a_symbol,
+    compiled_member,
+    source_member,
+    old_format,
+)
+PLANTS = {made.__name__: made for made in _MADE}
 """Every plant by its name."""
 
 

@@ -225,7 +225,8 @@ def _check_plain(tree: Tree, depth: int) -> None:
                 raise ValueError(f"a dict of the sample inputs has a key of type {type(key).__name__}")
             _check_plain(value, depth + 1)
     elif type(tree) is list or (type(tree) is Typed and tree.kind == "tuple"):
-        for one in getattr(tree, "payload", tree):
+        items: list[Any] = tree.payload if isinstance(tree, Typed) else tree
+        for one in items:
             _check_plain(one, depth + 1)
     elif not is_tensor(tree) and type(tree) not in _PLAIN:
         name = getattr(tree, "type_name", None) or (tree.kind if type(tree) is Typed else type(tree).__name__)
