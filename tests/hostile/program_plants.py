@@ -438,31 +438,3 @@ STAGES: dict[str, str] = {
 """Where torch 2.13 runs a plant: in torch.export.load, or when what module() gives is called. It runs no other."""
 HARMLESS = frozenset({"target_of_metadata"})
 """Plants in what is dropped before torch sees it."""
-
-
-CONTROL = """
-import json, os, sys, logging, warnings
-warnings.simplefilter("ignore"); logging.disable(logging.CRITICAL)
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, os.getcwd())
-found = {}
-for name in json.loads(sys.argv[1]):
-    step, program, module, reason = "load", None, None, "ran"
-    stage = None
-    try:
-        for step in ("load", "module", "call"):
-            if step == "load":
-                program = torch.export.load(f"{name}.pt2")
-            elif step == "module":
-                module = program.module()
-            else:
-                given, keywords = program.example_inputs
-                module(*given, **keywords)
-            if os.path.exists(name):
-                break
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"[-300:]
-    found[name] = [step if os.path.exists(name) else None, reason]
-print(json.dumps(found))
-"""

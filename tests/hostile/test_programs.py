@@ -54,7 +54,7 @@ def controls(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         (here / f"{name}.pt2").write_bytes(plants.planted(data, name, str(here / name)))
     (here / "honest.pt2").write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-c", plants.CONTROL, json.dumps(["honest", *plants.PLANTS])],
+        [sys.executable, Path(__file__).with_name("program_control.py"), json.dumps(["honest", *plants.PLANTS])],
         cwd=here, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
