@@ -24,6 +24,7 @@ from holdfast.formats.base import Container
 from holdfast.formats.exported import Exported
 from holdfast.formats.programs.audit import Audit
 from holdfast.formats.programs.schema import Node, Payloads
+from holdfast.formats.programs.text import AUTOCAST
 from holdfast.formats.programs.values import Device
 from holdfast.formats.torchscript import TorchScript
 from holdfast.serialization.devices import MapLocation, Placement
@@ -105,6 +106,9 @@ def rebuilt(container: Exported, audit: Audit, placement: Placement) -> bytes:
     for device in _structs([program, weights, constants], Device):
         placed = placement.device(device.location)
         device.type, device.index = placed.type, placed.index
+    for node in _structs(program, Node):
+        if node.target == AUTOCAST and type(kind := node.inputs[0].arg.as_string) is str:
+            node.inputs[0].arg.as_string = placement.device(kind).type
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
 

@@ -14,6 +14,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
 from holdfast.formats.programs.text import (
+    AUTOCAST,
+    check_device,
     check_guard,
     check_inert,
     check_name,
@@ -121,7 +123,9 @@ class Node(Strict):
             check_name(self.name)
         for one in self.inputs:
             text = one.arg.as_string is not UNSET or one.arg.as_strings is not UNSET
-            if text and not takes_text(self.target):
+            if text and self.target == AUTOCAST:
+                check_device(str(one.arg.as_string))
+            elif text and not takes_text(self.target):
                 raise ValueError(f"{self.target} is given text, and is no operator that is known to take a mode")
             if one.arg.as_graph is not UNSET and kind != "higher-order":
                 raise ValueError(f"{self.target} is given a graph to run")

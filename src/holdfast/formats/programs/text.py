@@ -20,6 +20,7 @@ from holdfast.state.paths import printable
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,500}")
 _PATH = re.compile(r"[A-Za-z0-9_ :/+@-]{1,200}(?:\.[A-Za-z0-9_ :/+@-]{1,200}){0,60}")
 _INERT = re.compile(r"[A-Za-z0-9_ .,:/+@-]{0,200}")
+_DEVICE = re.compile(r"[a-z]{1,16}")
 _SHOWN = 80
 
 
@@ -30,21 +31,30 @@ def shown(text: object) -> str:
 
 
 def check_name(text: str) -> None:
-    """A name of a value: it becomes a variable of a Python function."""
+    """A name of a value: it becomes a variable of a Python function. Raises ValueError for any other."""
     if not _NAME.fullmatch(text) or keyword.iskeyword(text):
         raise ValueError(f"the name {shown(text)!r} is no plain name of letters, digits and _")
 
 
 def check_path(text: str) -> None:
-    """A dotted name of a parameter, buffer or submodule."""
+    """A dotted name of a parameter, buffer or submodule. Raises ValueError for any other."""
     if not _PATH.fullmatch(text) or any(part.startswith("__") for part in text.split(".")):
         raise ValueError(f"the name {shown(text)!r} is no plain dotted name")
 
 
 def check_inert(text: str) -> None:
-    """A text that may stand in any string of Python source: no quotes, brackets, backslashes or line ends."""
+    """A text that may stand in any string of Python source: no quotes, brackets, backslashes or line ends.
+
+    Raises ValueError for any other.
+    """
     if not _INERT.fullmatch(text):
         raise ValueError(f"the text {shown(text)!r} has marks that could end a string of Python")
+
+
+def check_device(text: str) -> None:
+    """A kind of device, such as ``cuda``. Raises ValueError for any other."""
+    if not _DEVICE.fullmatch(text):
+        raise ValueError(f"{shown(text)!r} is no device")
 
 
 # -- operators
@@ -67,6 +77,8 @@ HIGHER_ORDER = frozenset(
     )
 )
 """Operators that run graphs of the program itself."""
+AUTOCAST = "torch.ops.higher_order.wrap_with_autocast"
+"""Is given the kind of a device as text."""
 _COMPARED = "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift"
 SYMBOLIC = frozenset(
     {f"_operator.{name}" for name in _COMPARED.split()}

@@ -5,17 +5,15 @@ Fields and their names follow ``torch/_export/serde/schema.py`` of torch 2.13; s
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from holdfast.formats.programs.text import check_formula, check_inert, check_name, shown
+from holdfast.formats.programs.text import check_device, check_formula, check_inert, check_name
 from holdfast.spec import BY_EXPORT
 
 Int = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Float = float | Literal["Infinity", "-Infinity", "NaN"]
-_DEVICE = re.compile(r"[a-z]{1,16}")
 
 
 class Strict(Struct, forbid_unknown_fields=True):
@@ -38,8 +36,7 @@ class Device(Strict):
     index: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
 
     def __post_init__(self) -> None:
-        if not _DEVICE.fullmatch(self.type):
-            raise ValueError(f"{shown(self.type)!r} is no device")
+        check_device(self.type)
 
     @property
     def location(self) -> str:
