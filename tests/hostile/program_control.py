@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 
 import torch
+
+
+UNPACKED = "/tmp/aotinductor_*"
+"""Where torch unpacks compiled members; it leaves them there."""
 
 
 def stage(name: str) -> tuple[str | None, str]:
@@ -36,4 +42,7 @@ if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     sys.path.insert(0, os.getcwd())
+    before = set(glob.glob(UNPACKED))
     print(json.dumps({name: stage(name) for name in json.loads(sys.argv[1])}))
+    for left in set(glob.glob(UNPACKED)) - before:
+        shutil.rmtree(left, ignore_errors=True)
