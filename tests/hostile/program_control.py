@@ -15,7 +15,6 @@ import warnings
 
 import torch
 
-
 UNPACKED = "/tmp/aotinductor_*"
 """Where torch unpacks compiled members; it leaves them there."""
 
