@@ -6,16 +6,14 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import IO, Any, Literal
 
-import torch
 from torch import nn
 
-from holdfast.errors import ArgumentError, DeviceUnavailable, UntrustedType
+from holdfast.errors import ArgumentError, UntrustedType
 from holdfast.export.building import build_model
 from holdfast.export.quantize import quantize as quantize
 from holdfast.export.quantize import quantize_report as quantize_report
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
-from holdfast.objects.quantized import packed_layers
 from holdfast.policy.policies import Exact as Exact
 from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
@@ -177,7 +175,8 @@ def build(
 
     Without a factory it makes models that consist of torch.nn's own layers (a Sequential, say), out of files that
     ``save`` or ``torch.save`` wrote. A model that ``quantize`` made is constructed as the float one that it was, and
-    quantized again as the file says. No class is ever imported because a file names it.
+    quantized again as the file says. A ``.pt2`` gives its module, when its program was audited and holds nothing but
+    operators on tensors. No class is ever imported because a file names it.
 
     Args:
         f: a path, a reference or a binary file object.
@@ -185,8 +184,8 @@ def build(
         factory: the class, or a function that returns a module; called with the config that the file records. It can
             be left out when all of the model is torch.nn's own.
         trusted: full names of classes that may be imported, ``{"my.pkg.Net"}``: when the class that the file names is
-            among them, it is the factory.
-        mode: ``"eval"`` or ``"train"``.
+            among them, it is the factory. ``{"torch.jit.ScriptModule"}`` lets a TorchScript file run.
+        mode: ``"eval"`` or ``"train"``; the program of a ``.pt2`` stays in the mode in which it was exported.
 
     Returns:
         The module.
@@ -195,6 +194,7 @@ def build(
         ArgumentError: no factory was given and one is needed, or it does not take the recorded config.
         ConfigMissing: the factory needs arguments and the file records none.
         MismatchError: the weights do not fit what the factory made.
+        RefusedFile: a program that is not known to be harmless, or TorchScript that is not trusted; says what to do.
 
     Example:
         >>> import holdfast, torch
@@ -203,22 +203,7 @@ def build(
         >>> holdfast.build("net.pt", factory=torch.nn.Linear).training
         False
     """
-    made = build_model(f, factory=factory, trusted=trusted, mode=mode).model
-    if map_location is None:
-        return made
-    device = _single_device(map_location)
-    if device.type != "cpu" and packed_layers(made):
-        raise DeviceUnavailable(
-            f"`{shown_name(f)}`: its int8 layers are packed for the CPU and can't go to {device}; build it with "
-            "map_location='cpu', or quantize the float model by a torchao recipe such as int8-dynamic"
-        )
-    return made.to(device)
-
-
-def _single_device(map_location: MapLocation) -> torch.device:
-    if isinstance(map_location, str | torch.device):
-        return Placement(map_location).device("cpu")
-    raise ArgumentError("build's map_location takes a device, its name or 'auto'; a module lives in one place")
+    return build_model(f, map_location, factory=factory, trusted=trusted, mode=mode).model
 
 
 def open(f: FileLike) -> Opened:  # noqa: A001  (holdfast.open, as in gzip.open)

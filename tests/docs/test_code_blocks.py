@@ -21,7 +21,7 @@ from tests.docs.pages import ROOT, Block, blocks, commands, recipes
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize")),
+    *(f"docs/{name}.md" for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs")),
 ]
 NOT_OURS = {"make", "git", "python", "pip"}
 """Programs in console blocks that other tests run: ``make test`` is the one that is running now."""

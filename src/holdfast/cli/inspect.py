@@ -95,12 +95,29 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
         say(coloured(f"  holds objects of classes that only a pickle would rebuild: {names}", "yellow"))
         say("  nothing of them was run; torch.load(weights_only=False) would run them; holdfast scan names all")
+    elif container.format in ("torch-export", "torchscript"):
+        _print_program(container)
     else:
         say("  safe: tensors and plain values; nothing in it asks to run code")
     for name, text in _quantized(document).items():
         say(f"  quantized: {text}" if name == ROOT else f"  quantized, {printable(name[:60])}: {text}")
     for name, text in document.metadata.items():
         say(f"  {printable(name[:60])}: {printable(text[:200])}")
+
+
+def _print_program(container: Container) -> None:
+    """A program beside the weights: nothing of it is run, and of torch.export's it is known whether running is safe."""
+    from holdfast.formats.exported import Exported  # what knows programs is loaded for programs
+
+    say("  a program with its weights: the weights are safe to read, and nothing of the program was run")
+    if not isinstance(container, Exported):
+        say(coloured("  TorchScript is code that can't be audited: build runs it only when trusted= says so", "yellow"))
+        return
+    audit = container.audit()
+    for one in audit.findings:
+        say(coloured(f"  not known to be harmless: {printable(one.member)}: {printable(one.what)}", "yellow"))
+    if not audit.findings:
+        say("  the program was audited: nothing in it is known to run code of its own; holdfast.build makes its module")
 
 
 def _print_position(container: Container) -> None:

@@ -69,18 +69,27 @@ def _as_json(report: ScanReport) -> dict[str, Any]:
             for one in report.pickles
         ],
         "problems": report.problems,
+        "program": None
+        if report.program is None
+        else [{"member": one.member, "what": one.what} for one in report.program],
     }
 
 
 def _print(report: ScanReport) -> None:
-    if not report.pickles and not report.problems:
+    if not report.pickles and not report.problems and report.program is None:
         say(f"{printable(report.file)}: holds no pickle: nothing in it can run code")
         return
     verdict = coloured(report.verdict, _COLOURS.get(report.verdict, "green"))
     advice = _ADVICE[report.verdict]
+    if report.program:
+        advice = "its program may run code of its own in torch.export.load: do not; holdfast.load reads its weights"
     if report.unread and report.verdict != "dangerous":
         verdict, advice = coloured("not scanned", "red"), "a part of it could not be looked into: do not unpickle it"
     say(f"{printable(report.file)}: {verdict}: {advice}")
+    if report.program is not None and not report.program:
+        say("  its program of torch.export: every part is known to be harmless")
+    for finding in report.program or ():
+        say(f"  its program: {printable(finding.member)}: {printable(finding.what)}")
     for one in report.pickles:
         if len(report.pickles) > 1 and one.names:
             say(f"  {printable(one.where or 'pickle')} at byte {one.offset:,}")

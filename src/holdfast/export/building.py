@@ -6,22 +6,24 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
+import torch
 from torch import nn
 
-from holdfast.errors import ArgumentError, MissingPart
+from holdfast.errors import ArgumentError, DeviceUnavailable, MissingPart
+from holdfast.export.loading import holds_program, load_program
 from holdfast.export.quantization.applying import quantized_again, undisturbed
 from holdfast.export.quantization.torch_ao import quietly
 from holdfast.formats.base import Document, StoredTensor
 from holdfast.objects.builder import construct, source_digest
 from holdfast.objects.layers import construct_blank
-from holdfast.objects.quantized import Origin, Quantized, engine, quantized_layers, remember
-from holdfast.serialization.devices import Placement
+from holdfast.objects.quantized import Origin, Quantized, engine, packed_layers, quantized_layers, remember
+from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import leaves
 from holdfast.state.layers import layer_from_json
 from holdfast.state.lifting import trusted_class
 from holdfast.state.paths import printable
-from holdfast.transfer.opened import opened_document
+from holdfast.transfer.opened import opened_file
 from holdfast.transfer.quantized import quantized_record
 from holdfast.transfer.rescue import build_layers
 from holdfast.transfer.restore import RestoreOptions, restore_objects
@@ -39,19 +41,46 @@ class Built(msgspec.Struct):
     config: Any = None
 
 
-def build_model(f: Any, *, factory: Callable[..., nn.Module] | None, trusted: Collection[str], mode: str) -> Built:
+def build_model(
+    f: Any,
+    map_location: MapLocation = None,
+    *,
+    factory: Callable[..., nn.Module] | None,
+    trusted: Collection[str],
+    mode: str,
+) -> Built:
     """Constructs a model and gives it the weights of a file; see ``holdfast.build``."""
-    with opened_document(f) as (document, file):
-        factory = factory or _trusted_factory(document, trusted)
-        record = _quantized_module(document)
-        if record is not None:
-            return _build_quantized(document, file, record, factory, mode)
-        if factory is None:
-            return Built(build_layers(document, file, Placement("cpu")).train(mode == "train"))
-        config = _recorded_config(document, file)
-        made = construct(factory, config, file=file)
-        restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
-        return Built(made, config)
+    with opened_file(f) as (document, file, container):
+        if factory is None and container is not None and holds_program(container):
+            return Built(load_program(container, map_location, trusted, mode=mode))
+        built = _build(document, file, factory or _trusted_factory(document, trusted), mode)
+    if map_location is None:
+        return built
+    device = _single_device(map_location)
+    if device.type != "cpu" and packed_layers(built.model):
+        raise DeviceUnavailable(
+            f"`{file}`: its int8 layers are packed for the CPU and can't go to {device}; build it with "
+            "map_location='cpu', or quantize the float model by a torchao recipe such as int8-dynamic"
+        )
+    return Built(built.model.to(device), built.config)
+
+
+def _build(document: Document, file: str, factory: Callable[..., nn.Module] | None, mode: str) -> Built:
+    record = _quantized_module(document)
+    if record is not None:
+        return _build_quantized(document, file, record, factory, mode)
+    if factory is None:
+        return Built(build_layers(document, file, Placement("cpu")).train(mode == "train"))
+    config = _recorded_config(document, file)
+    made = construct(factory, config, file=file)
+    restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
+    return Built(made, config)
+
+
+def _single_device(map_location: MapLocation) -> torch.device:
+    if isinstance(map_location, str | torch.device):
+        return Placement(map_location).device("cpu")
+    raise ArgumentError("build's map_location takes a device, its name or 'auto'; a module lives in one place")
 
 
 def _trusted_factory(document: Document, trusted: Collection[str]) -> Callable[..., nn.Module] | None:

@@ -10,7 +10,7 @@ The tree has the weights under the names of the program's state_dict, then the c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,11 +24,16 @@ from holdfast.state.paths import printable
 from holdfast.state.values import Tree, Typed
 from holdfast.storage.source import MemorySource, SubSource, shown
 
+if TYPE_CHECKING:
+    from holdfast.formats.programs.audit import Audit
+
 NAME = "torch-export"
 
 _CONFIG_LIMIT = 1 << 30
 _STRIDED = 7
 _PARTS = ("weights", "constants")
+_OBJECTS = ("custom_obj_", "opaque_obj_")
+"""Constants that are no tensors: objects of classes in C++, and pickles of any others."""
 _OLD_PARTS = ("serialized_state_dict.pt", "serialized_constants.pt")
 
 
@@ -69,49 +74,60 @@ class Exported(Container):
 
     def __init__(self, archive: Archive) -> None:
         self.file = archive.file
-        self._archive = archive
+        self.archive = archive
         self._segments: dict[str, Segment] = {}
         self._placer = TensorPlacer(archive.file)
 
     def document(self) -> Document:
-        if _OLD_PARTS[0] in self._archive.records:
+        if _OLD_PARTS[0] in self.archive.records:
             return Document(self._old_tree())
-        kind = self._archive.read("archive_format", limit=64)
+        kind = self.archive.read("archive_format", limit=64)
         if kind != b"pt2":
             raise UnknownFormat(
                 f"`{shown(self.file)}`: is an archive of format {kind!r}; only pt2 is known", file=self.file
             )
         tree: dict[str, Tree] = {}
         for part in _PARTS:
-            for name in self._archive.records:
+            for name in self.archive.records:
                 if name.startswith(f"data/{part}/") and name.endswith(f"_{part}_config.json"):
                     self._read_part(part, name, tree)
         return Document(tree)
 
     def segments(self) -> list[Segment]:
-        return [self._segment(name) for name in self._archive.records]
+        return [self._segment(name) for name in self.archive.records]
+
+    def audit(self) -> Audit:
+        """What its program could do, were it loaded by torch and called; see ``formats.programs``."""
+        from holdfast.formats.programs.audit import audit_program  # with its schema, only when it is asked for
+
+        return audit_program(self.archive)
 
     def close(self) -> None:
-        self._archive.source.close()
+        self.archive.source.close()
 
     def _read_part(self, part: str, name: str, tree: dict[str, Tree]) -> None:
-        data = self._archive.read(name, limit=_CONFIG_LIMIT)
+        data = self.archive.read(name, limit=_CONFIG_LIMIT)
         try:
             config = msgspec.json.decode(data, type=_Config)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
             raise self._lie(f"{printable(name)} is damaged: {printable(str(reason))}") from None
         for key, entry in config.config.items():
             record = f"data/{part}/{entry.path_name}"
-            if record not in self._archive.records:
+            if entry.path_name.startswith(_OBJECTS):
+                continue
+            if record not in self.archive.records:
                 if not part.startswith("w"):
-                    continue  # constants may be objects of C++ classes, which are kept elsewhere
+                    continue  # constants may be kept elsewhere
                 raise self._lie(f"`{printable(key)}` should be in {printable(record)}, which is missing")
-            tree[key] = self._pickled(record) if entry.use_pickle else self._tensor(key, record, entry.tensor_meta)
+            tree[key] = self.pickled(record) if entry.use_pickle else self.tensor(key, record, entry.tensor_meta)
 
-    def _tensor(self, key: str, record: str, meta: _Meta | None) -> Tree:
+    def tensor(self, key: str, record: str, meta: Any) -> Tree:
+        """A weight that is the bytes of its storage; ``meta`` says what it is."""
         row = BY_EXPORT.get(meta.dtype) if meta is not None else None
         if meta is None or row is None or meta.layout != _STRIDED:
             raise self._lie(f"`{printable(key)}` is described as a tensor of no known dtype and layout")
+        if not all(type(one.as_int) is int for one in (*meta.sizes, *meta.strides, meta.storage_offset)):
+            raise self._lie(f"`{printable(key)}` is described as a tensor of a size that is not known")
         sizes = tuple([size.as_int for size in meta.sizes])
         strides = tuple([stride.as_int for stride in meta.strides])
         offset = meta.storage_offset.as_int * row.itemsize
@@ -120,29 +136,29 @@ class Exported(Container):
     def _segment(self, name: str) -> Segment:
         segment = self._segments.get(name)
         if segment is None:
-            record = self._archive.records[name]
-            source, start = self._archive.place(name)
-            swapped = "byteorder" in self._archive.records and torchzip.byte_order(self._archive)
+            record = self.archive.records[name]
+            source, start = self.archive.place(name)
+            swapped = "byteorder" in self.archive.records and torchzip.byte_order(self.archive)
             segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=swapped)
             self._segments[name] = segment
         return segment
 
-    def _pickled(self, name: str) -> Tree:
+    def pickled(self, name: str) -> Tree:
         """A record that is a file of ``torch.save`` itself."""
-        record = self._archive.records[name]
+        record = self.archive.records[name]
         source: Any
         if record.method:
-            source = MemorySource(self._archive.read(name, limit=_CONFIG_LIMIT), name=self.file)
+            source = MemorySource(self.archive.read(name, limit=_CONFIG_LIMIT), name=self.file)
         else:
-            source = SubSource(self._archive.source, record.start, record.size)
+            source = SubSource(self.archive.source, record.start, record.size)
         return torchzip.open(source, self.file).document().tree
 
     def _old_tree(self) -> dict[str, Tree]:
         tree: dict[str, Tree] = {}
         for name in _OLD_PARTS:
-            if name not in self._archive.records or not self._archive.records[name].size:
+            if name not in self.archive.records or not self.archive.records[name].size:
                 continue
-            part = self._pickled(name)
+            part = self.pickled(name)
             items: Any = part.payload if type(part) is Typed else part
             items = items.get("items", items) if type(items) is dict else dict(items)
             for key, value in items.items():

@@ -19,7 +19,7 @@ from holdfast.formats.archive import Archive
 from holdfast.formats.nodes import Call, Global
 from holdfast.formats.opcodes import Machine
 from holdfast.formats.pickles import run
-from holdfast.formats.verdicts import ORDER, Verdict, judge
+from holdfast.formats.verdicts import ORDER, Finding, Verdict, judge
 from holdfast.state.paths import printable
 from holdfast.storage.source import ByteSource, FileSource, MemorySource, StreamSource, SubSource
 
@@ -31,6 +31,8 @@ _PICKLES = 1000
 _PICKLED = (".pkl", ".pickle")
 _STORAGE = re.compile(r"[^/]+/data/\d+")
 """Numbers, where torch.save puts them: nothing unpickles those."""
+_PROGRAMS = ("serialized_exported_program.json", "/archive_format")
+"""What an archive of torch.export has: before torch 2.8, and since."""
 _DEPTH = 4
 """Archives inside archives."""
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -76,15 +78,19 @@ class ScanReport(msgspec.Struct):
         file: as the caller named it.
         pickles: in the order of the file; none in a file of another kind.
         problems: what else could not be looked into.
+        program: for an archive of torch.export, what in its program is not known to be harmless; None for other files.
     """
 
     file: str
     pickles: list[PickleFound] = []
     problems: list[str] = []
+    program: list[Finding] | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all names."""
+        """The worst of all names; ``dangerous`` when a program has a finding."""
+        if self.program:
+            return "dangerous"
         return max((one.verdict for part in self.pickles for one in part.names), key=ORDER.index, default="plain")
 
     @property
@@ -175,6 +181,11 @@ def _named(where: str) -> str:
 
 def _look_into_zip(source: ByteSource, where: str, report: ScanReport, depth: int) -> None:
     archive = Archive(source, report.file, flat=True)
+    if not where and any(name.endswith(_PROGRAMS) for name in archive.records):
+        from holdfast.formats.programs.audit import audit_program  # with its schema, only for a file that has one
+
+        rooted = archive if _PROGRAMS[0] in archive.records else Archive(source, report.file)
+        report.program = audit_program(rooted).findings
     for name in archive.records:
         path = f"{where}/{name}" if where else name
         if _STORAGE.fullmatch(name):

@@ -57,7 +57,7 @@ class TorchScript(Container):
 
     def __init__(self, archive: Archive) -> None:
         self.file = archive.file
-        self._archive = archive
+        self.archive = archive
         self._swapped = byte_order(archive)
         self._segments: dict[str, Segment] = {}
         self._classes: dict[str, dict[str, _Class]] = {}
@@ -70,23 +70,23 @@ class TorchScript(Container):
         tree: dict[str, Tree] = dict(self._states(module, "")) if type(module.state) is dict else {}
         for name, leaf in self._tensors(module, ""):
             tree.setdefault(name, leaf)
-        constants = self._unpickled("constants") if "constants.pkl" in self._archive.records else None
+        constants = self._unpickled("constants") if "constants.pkl" in self.archive.records else None
         for name, leaf in self._tensors(constants, "CONSTANTS.c"):
             tree.setdefault(name.replace("CONSTANTS.c.", "CONSTANTS.c", 1), leaf)
         return Document(tree)
 
     def segments(self) -> list[Segment]:
-        return [self._segment(name) for name in self._archive.records]
+        return [self._segment(name) for name in self.archive.records]
 
     def close(self) -> None:
-        self._archive.source.close()
+        self.archive.source.close()
 
     def _unpickled(self, part: str) -> Tree:
-        data = self._archive.read(f"{part}.pkl", limit=PICKLE_LIMIT)
+        data = self.archive.read(f"{part}.pkl", limit=PICKLE_LIMIT)
 
         def storage(key: str, location: str, length: int) -> Segment:
             name = f"{part}/{key}"
-            record = self._archive.records.get(name)
+            record = self.archive.records.get(name)
             if record is None or record.size != length:
                 has = "the archive has no such record" if record is None else f"the record has {record.size:,}"
                 raise self._lie(f"{part}.pkl says that {printable(name)} has {length:,} bytes, {has}")
@@ -99,8 +99,8 @@ class TorchScript(Container):
     def _segment(self, name: str) -> Segment:
         segment = self._segments.get(name)
         if segment is None:
-            record = self._archive.records[name]
-            source, start = self._archive.place(name)
+            record = self.archive.records[name]
+            source, start = self.archive.place(name)
             segment = Segment(source, start, record.size, name, crc32=record.crc or None, swapped=self._swapped)
             self._segments[name] = segment
         return segment
@@ -146,8 +146,8 @@ class TorchScript(Container):
         module, _, cls = name.rpartition(".")
         record = f"code/{module.replace('.', '/')}.py"
         if record not in self._classes:
-            here = record in self._archive.records
-            text = self._archive.read(record, limit=_CODE_LIMIT).decode("utf-8", "replace") if here else ""
+            here = record in self.archive.records
+            text = self.archive.read(record, limit=_CODE_LIMIT).decode("utf-8", "replace") if here else ""
             self._classes[record] = _classes(text)
         return self._classes[record].get(cls)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from holdfast.formats.forms import FORMS, TORCH_NAMES
 from holdfast.formats.rebuild import REBUILT
 from holdfast.spec import BY_STORAGE
@@ -53,6 +55,18 @@ _VALUES |= {"torch.nn.functional.relu", "torch._C._nn.gelu"}
 _FUNCTIONS = frozenset({"torch.nn.functional", "torch._C._nn", "torch._C._VariableFunctionsClass"})
 _INNER = frozenset({"os", "sys", "subprocess", "importlib", "builtins", "posix", "shutil", "socket", "ctypes", "runpy"})
 """Modules that other modules have among their names."""
+
+
+class Finding(msgspec.Struct):
+    """One thing in a program that is not known to be harmless.
+
+    Attributes:
+        member: of the archive.
+        what: what is wrong with it, and where in it.
+    """
+
+    member: str
+    what: str
 
 
 def judge(module: str, name: str) -> tuple[Verdict, str]:

@@ -25,11 +25,18 @@ def is_source(f: Any) -> bool:
 @contextmanager
 def opened_document(f: Any) -> Iterator[tuple[Document, str]]:
     """The document of a path, reference, file object or tree in memory, and what errors call it."""
+    with opened_file(f) as (document, file, _):
+        yield document, file
+
+
+@contextmanager
+def opened_file(f: Any) -> Iterator[tuple[Document, str, Container | None]]:
+    """As ``opened_document``, and the open file that it came from; None for a tree in memory."""
     if not is_source(f):
-        yield document_of(f, row_major=False)[0], "the tree in memory"
+        yield document_of(f, row_major=False)[0], "the tree in memory", None
         return
     with open_any(f) as container:
-        yield container.document(), shown_name(f)
+        yield container.document(), shown_name(f), container
 
 
 class Opened:
