@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from holdfast import surgery as surgery
     from holdfast.api import build as build
     from holdfast.api import convert as convert
+    from holdfast.api import export as export
     from holdfast.api import load as load
     from holdfast.api import open as open
     from holdfast.api import rescue as rescue
@@ -42,6 +43,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "build": "api",
     "convert": "api",
+    "export": "api",
     "load": "api",
     "open": "api",
     "rescue": "api",

@@ -26,6 +26,7 @@ NAMES = {
     "build",
     "compat",
     "convert",
+    "export",
     "load",
     "record_config",
     "open",

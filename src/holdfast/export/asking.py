@@ -15,7 +15,7 @@ import torch
 
 from holdfast.errors import MismatchError
 from holdfast.export.example import Example
-from holdfast.export.untouched import first_line
+from holdfast.export.quiet import first_line
 from holdfast.export.wire import blob_tensor, pack, receive, send, tensor_blob, unpack
 from holdfast.state.paths import printable
 

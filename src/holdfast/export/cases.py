@@ -16,10 +16,11 @@ _SEED = 20_240_229
 
 
 class Case(NamedTuple):
-    """An input: what it is called in reports, and its leaves."""
+    """An input: what reports call it, its leaves, and which open axis has another size than in the example."""
 
     name: str
     leaves: list[Any]
+    resized: tuple[str, int] | None = None
 
 
 def cases_for(example: Example, axes: Axes) -> list[Case]:
@@ -40,7 +41,8 @@ def cases_for(example: Example, axes: Axes) -> list[Case]:
     for name, usual in sizes.items():
         for size in SIZES:
             if size != usual:
-                made.append(Case(f"{name}={size}", _resized(example.leaves, axes, name, size, generator)))
+                leaves = _resized(example.leaves, axes, name, size, generator)
+                made.append(Case(f"{name}={size}", leaves, (name, size)))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Axes whose size is left open, ``dynamic={"input": {0: "batch"}}``: resolved, named, and as torch.export takes them."""
+"""Axes whose size is left open, ``dynamic={"input": {0: "batch"}}``: resolved, named, and as torch.export says it."""
 
 from __future__ import annotations
 
@@ -55,20 +55,23 @@ def _axes_of(key: str, wanted: Any, tensor: torch.Tensor, unnamed: dict[tuple[in
     if named is None:
         raise ArgumentError(f"dynamic=: {printable(key)!r} takes axes, {{0: 'batch'}} or {{0}}, not {wanted!r}")
     found = {}
-    for axis, name in named.items():
-        if type(axis) is not int or not -tensor.ndim <= axis < tensor.ndim:
+    for given, name in named.items():
+        if type(given) is not int or not -tensor.ndim <= given < tensor.ndim:
             raise ArgumentError(
-                f"dynamic=: {printable(key)!r} has no axis {axis!r}; it has {tensor.ndim}: {tuple(tensor.shape)}"
+                f"dynamic=: {printable(key)!r} has no axis {given!r}; it has {tensor.ndim}: {tuple(tensor.shape)}"
             )
-        axis %= tensor.ndim
-        if name is None:
-            taken = set(unnamed.values())
-            free = next(one for one in _candidates(axis) if one not in taken)
-            name = unnamed.setdefault((axis, tensor.shape[axis]), free)
-        if not isinstance(name, str) or not name.isidentifier():
+        axis = given % tensor.ndim
+        found[axis] = _free_name(axis, tensor.shape[axis], unnamed) if name is None else name
+        if not isinstance(found[axis], str) or not found[axis].isidentifier():
             raise ArgumentError(f"dynamic=: the name of an axis is a word such as 'batch', not {name!r}")
-        found[axis] = name
     return found
+
+
+def _free_name(axis: int, size: int, unnamed: dict[tuple[int, int], str]) -> str:
+    """One name for the axes of this number that have this size in the example."""
+    taken = set(unnamed.values())
+    free = next(one for one in _candidates(axis) if one not in taken)
+    return unnamed.setdefault((axis, size), free)
 
 
 def _candidates(axis: int) -> list[str]:
@@ -86,7 +89,9 @@ def sizes_of(axes: Axes, leaves: Sequence[Any]) -> dict[str, int]:
         for axis, name in named.items():
             size = leaves[leaf].shape[axis]
             if sizes.setdefault(name, size) != size:
-                raise ArgumentError(f"dynamic=: axes named {name!r} have one size; the example has {sizes[name]}, {size}")
+                raise ArgumentError(
+                    f"dynamic=: axes named {name!r} have one size; the example has {sizes[name]}, {size}"
+                )
     return sizes
 
 

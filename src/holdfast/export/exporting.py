@@ -21,10 +21,11 @@ from holdfast.export.cases import cases_for
 from holdfast.export.dynamic import Axes, resolve_axes, shown_shape
 from holdfast.export.example import Example, bind_example, output_names
 from holdfast.export.onnx import graph_names
-from holdfast.export.parity import ask_model, first_answer, judge
+from holdfast.export.parity import Asked, ask_model, first_answer, judge
 from holdfast.export.product import Product
+from holdfast.export.quiet import quiet
 from holdfast.export.report import ExportReport, Port
-from holdfast.export.untouched import quiet, untouched
+from holdfast.export.untouched import untouched
 from holdfast.objects.module import unwrap
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import remove_file, replace_file
@@ -35,7 +36,9 @@ FORMATS = ("onnx", "torch-export", "torchscript", "torchscript-script", "torchsc
 """What ``format=`` takes."""
 _SUFFIXES = {".onnx": "onnx", ".pt2": "torch-export", ".ts": "torchscript"}
 _FIXED = "every size is that of the example; dynamic={{{0!r}: {{0: 'batch'}}}} leaves the first axis open"
-_NOT_TRIED = "other sizes than the example's were not tried; dynamic={{{0!r}: {{0: 'batch'}}}} says that they are meant to work"
+_NOT_TRIED = (
+    "other sizes than the example's were not tried; dynamic={{{0!r}: {{0: 'batch'}}}} says that they are meant to work"
+)
 
 
 class ExportOptions(msgspec.Struct, frozen=True):
@@ -112,12 +115,14 @@ def _on_cpu(module: nn.Module, report: ExportReport) -> nn.Module:
     devices = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
     if "meta" in devices:
         raise UnsupportedValue(
-            f"`{printable(report.file)}`: the model has tensors on the meta device, which have no values; restore it first",
+            f"`{printable(report.file)}`: the model has tensors on the meta device, without values; restore it first",
             file=report.file,
         )
     if devices <= {"cpu"}:
         return module
-    report.notes.append(f"exported and compared as a copy on the CPU; the model itself is on {', '.join(sorted(devices))}")
+    report.notes.append(
+        f"exported and compared as a copy on the CPU; the model itself is on {', '.join(sorted(devices))}"
+    )
     return copy.deepcopy(module).to("cpu")
 
 
@@ -130,10 +135,10 @@ def _export(module: nn.Module, wanted: str, options: ExportOptions, report: Expo
     outputs = _outputs(answer, inputs, wanted, options, report)
     for name, leaf in zip(inputs, tensors, strict=True):
         report.inputs.append(_port(name, example.leaves[leaf], axes.get(leaf, {})))
-    for name, leaf in zip(outputs, pytree.tree_leaves(answer), strict=True):
-        if isinstance(leaf, torch.Tensor):
-            report.outputs.append(_port(name, leaf, {}))
     asked = ask_model(module, example, cases_for(example, axes))
+    for at, (name, leaf) in enumerate(zip(outputs, pytree.tree_leaves(answer), strict=True)):
+        if isinstance(leaf, torch.Tensor):
+            report.outputs.append(_port(name, leaf, _moving_axes(at, leaf, asked)))
     report.notes += asked.notes
     if not axes:
         report.notes.append((_NOT_TRIED if report.format == "torchscript" else _FIXED).format(inputs[0]))
@@ -155,9 +160,21 @@ def _port(name: str, tensor: torch.Tensor, named: dict[int, str]) -> Port:
     return Port(name, shown_shape(tensor, named), str(tensor.dtype).removeprefix("torch."))
 
 
-def _outputs(
-    answer: Any, inputs: list[str], wanted: str, options: ExportOptions, report: ExportReport
-) -> list[str]:
+def _moving_axes(at: int, leaf: torch.Tensor, asked: Asked) -> dict[int, str]:
+    """Which axes of an output follow which open axis: seen by trying."""
+    found: dict[int, str] = {}
+    for case, answers in zip(asked.cases, asked.answers, strict=True):
+        tried = answers[at] if at < len(answers) else None
+        if case.resized is None or not isinstance(tried, torch.Tensor) or tried.ndim != leaf.ndim:
+            continue
+        name, size = case.resized
+        for axis, (now, was) in enumerate(zip(tried.shape, leaf.shape, strict=True)):
+            if now != was:
+                found[axis] = name if now == size else f"of {name}"
+    return found
+
+
+def _outputs(answer: Any, inputs: list[str], wanted: str, options: ExportOptions, report: ExportReport) -> list[str]:
     """A name for each leaf of the answer, the caller's where given; in ONNX none is an input's."""
     leaves = pytree.tree_leaves(answer)
     own = output_names(answer)
@@ -166,8 +183,8 @@ def _outputs(
     plain = [name for name, leaf in zip(own, leaves, strict=True) if not isinstance(leaf, torch.Tensor | None)]
     if wanted == "onnx" and plain:
         raise UnsupportedValue(
-            f"`{printable(report.file)}`: the model answers with plain values ({', '.join(map(printable, plain))}), and "
-            "ONNX has tensors only; leave them out, or write .pt2",
+            f"`{printable(report.file)}`: the model answers with plain values ({', '.join(map(printable, plain))}); "
+            "ONNX has tensors only: leave them out, or write .pt2",
             file=report.file,
         )
     at = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -228,5 +245,3 @@ def _write_pieces(staged: StagedFile, product: Product) -> None:
         staged.write([WriteRequest(at, bytes(piece.offset - at)), WriteRequest(piece.offset, piece.tensor.tobytes())],
                      digest=False)  # fmt: skip
         at = piece.offset + piece.size
-
-

@@ -53,8 +53,7 @@ def make_onnx(
     Raises:
         UnsupportedValue: torch.export or the ONNX exporter does not take the model, or the checker its result.
     """
-    import onnx_ir
-
+    onnx_ir: Any = importlib.import_module("onnx_ir")
     program = trace_program(module, example, axes, file)
     try:
         made: Any = torch.onnx.export(
@@ -65,7 +64,7 @@ def make_onnx(
     if made is None or len(made.model.graph.inputs) != len(inputs) or len(made.model.graph.outputs) != len(outputs):
         raise UnsupportedValue(f"`{printable(file)}`: torch.onnx left out inputs or outputs of this model", file=file)
     _name_axes(made, example, axes)
-    location, pieces = _outside(made.model, file) if _weigh(made.model) > ONE_FILE else (None, [])
+    location, pieces = _outside(made.model, file) if _weigh(made.model) > ONE_FILE else (None, ())
     proto = onnx_ir.to_proto(made.model)
     _check(proto, file)
     return Product("dynamo", proto.SerializeToString(), [], location, pieces)
@@ -87,16 +86,13 @@ def _weigh(model: Any) -> int:
     return sum(value.nbytes for value in values if value is not None)
 
 
-def _outside(model: Any, file: str) -> tuple[str, list[Piece]]:
+def _outside(model: Any, file: str) -> tuple[str, tuple[Piece, ...]]:
     """Puts the large tensors of a model into a file beside it, whose name tells its content.
 
     So a new export never writes into the data of the one that it replaces, which stays whole until the end.
     """
-    import onnx_ir
-
-    large = [
-        (name, value) for name, value in model.graph.initializers.items() if (value.const_value.nbytes >= _SMALL)
-    ]
+    onnx_ir: Any = importlib.import_module("onnx_ir")
+    large = [(name, value) for name, value in model.graph.initializers.items() if (value.const_value.nbytes >= _SMALL)]
     hasher, at, pieces = xxhash.xxh3_128(), 0, []
     for _, value in large:
         data = value.const_value.tobytes()
@@ -109,7 +105,7 @@ def _outside(model: Any, file: str) -> tuple[str, list[Piece]]:
         value.const_value = onnx_ir.ExternalTensor(
             location, piece.offset, piece.size, tensor.dtype, shape=tensor.shape, name=name, base_dir=""
         )
-    return location, pieces
+    return location, tuple(pieces)
 
 
 def data_name(base: str, digest: str) -> str:
@@ -151,8 +147,7 @@ def _tensors(message: Any) -> Iterator[Any]:
 
 
 def _check(proto: Any, file: str) -> None:
-    import onnx
-
+    onnx: Any = importlib.import_module("onnx")
     try:
         outside = locations(proto)
         onnx.checker.check_model(_without_data(proto) if outside else proto)
@@ -162,8 +157,7 @@ def _check(proto: Any, file: str) -> None:
 
 def _without_data(proto: Any) -> Any:
     """The same model with its external tensors as inputs: their data is not on any disk yet."""
-    import onnx
-
+    onnx: Any = importlib.import_module("onnx")
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     outside = [one for one in bare.graph.initializer if one.external_data]

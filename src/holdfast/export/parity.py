@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from holdfast.errors import ArgumentError, MismatchError, UnsupportedValue
 from holdfast.export.cases import Case
 from holdfast.export.example import Example
+from holdfast.export.quiet import first_line
 from holdfast.export.report import Comparison, ExportReport
-from holdfast.export.untouched import first_line
 from holdfast.state.paths import printable
 
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -54,7 +54,9 @@ def first_answer(module: nn.Module, example: Example) -> Any:
         said = f"{type(reason).__name__}: {first_line(reason)}"
         raise ArgumentError(f"example=: {name} does not take it: {said}") from reason
     leaves, others = pytree.tree_leaves(answer), pytree.tree_leaves(again)
-    odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | bool | int | float | str | None)]
+    odd = [
+        type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | bool | int | float | str | None)
+    ]
     if odd or not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise UnsupportedValue(
             f"{name} answers with {odd[0] if odd else 'no tensor'}; what is exported answers with tensors, alone or in "
@@ -63,9 +65,9 @@ def first_answer(module: nn.Module, example: Example) -> Any:
     differing = [one for one in compare("example", others, leaves, None) if not one.is_same]
     if differing or len(leaves) != len(others):
         raise UnsupportedValue(
-            f"{name} gives another answer to the same input when it is asked again, in eval mode: `{differing[0].output}` "
-            f"{differing[0]}. A file can't be compared with it. Look for random numbers outside of nn.Dropout, "
-            "functional.dropout without training=self.training, and values that forward keeps between calls"
+            f"{name} gives another answer to the same input when it is asked again, in eval mode: "
+            f"`{differing[0].output}` is {differing[0]}. A file can't be compared with it. Look for random numbers "
+            "outside of nn.Dropout, functional.dropout without training=self.training, and values that forward keeps"
         )
     return answer
 
@@ -78,7 +80,7 @@ def ask_model(module: nn.Module, example: Example, cases: Sequence[Case]) -> Ask
         args, kwargs = example.arguments([_own(leaf) for leaf in case.leaves])
         try:
             answer = module(*args, **kwargs)
-        except Exception as reason:  # noqa: PERF203  (whatever the model's forward raises)
+        except Exception as reason:  # whatever the model's forward raises
             said = f"{type(reason).__name__}: {first_line(reason, 120)}"
             asked.notes.append(f"not tried on {case.name}: the model itself does not take it: {said}")
             continue
@@ -92,7 +94,9 @@ def _own(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def judge(report: ExportReport, asked: Asked, answered: Sequence[list[Any] | str], names: list[str], tolerance: Any) -> None:
+def judge(
+    report: ExportReport, asked: Asked, answered: Sequence[list[Any] | str], names: list[str], tolerance: Any
+) -> None:
     """Compares all answers and adds them to the report.
 
     Raises:
@@ -103,9 +107,9 @@ def judge(report: ExportReport, asked: Asked, answered: Sequence[list[Any] | str
         if isinstance(theirs, str):
             failed.append((case.name, first_line(theirs)))
             continue
-        if report.format == "onnx":  # holds tensors only
-            mine = [leaf for leaf in mine if isinstance(leaf, torch.Tensor)]
-        report.compared += compare(case.name, theirs, mine, names, tolerance)
+        # ONNX has tensors only
+        held = [at for at, leaf in enumerate(mine) if report.format != "onnx" or isinstance(leaf, torch.Tensor)]
+        report.compared += compare(case.name, theirs, [mine[at] for at in held], [names[at] for at in held], tolerance)
     differing = [one for one in report.compared if not one.is_same]
     if not failed and not differing:
         return
@@ -132,7 +136,7 @@ def judge(report: ExportReport, asked: Asked, answered: Sequence[list[Any] | str
 
 def _advice(report: ExportReport) -> str:
     if report.how == "trace":
-        return "a trace keeps the one path that the example took: is there a branch or a loop in forward that depends on values?"
+        return "a trace keeps the one path that the example took: does a branch or a loop in forward depend on values?"
     return "if that is near enough for you, give tolerance="
 
 
@@ -181,7 +185,7 @@ def _allowed(dtype: torch.dtype, tolerance: float | None) -> float:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """All values as float64 or complex128; integers past 2**53 are compared before they come here."""
+    """All values as float64 or complex128."""
     return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
 
 
@@ -199,6 +203,7 @@ def _distance(theirs: torch.Tensor, mine: torch.Tensor) -> tuple[float, float, s
     if not bool(finite.any()):
         return 0.0, 1.0, None
     off = float((a[finite] - b[finite]).abs().max())
+    # integers past 2**53 are not all numbers of float64
     if off == 0.0 and not mine.is_floating_point() and not mine.is_complex() and not torch.equal(theirs, mine):
         off = 1.0
     return off, float(b[finite].abs().max()) or 1.0, None

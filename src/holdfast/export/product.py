@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from holdfast.errors import UnsupportedValue
-from holdfast.export.untouched import first_line
+from holdfast.export.quiet import first_line
 from holdfast.state.paths import printable
 
 
@@ -32,10 +32,20 @@ class Product(NamedTuple):
     content: Any
     notes: list[str]
     location: str | None = None
-    pieces: list[Piece] = []
+    pieces: tuple[Piece, ...] = ()
 
 
 def refused(file: str, what: str, reason: Exception, advice: str) -> UnsupportedValue:
     """The error for a model that an exporter does not take."""
-    said = f"{type(reason).__name__}: {first_line(reason)}"
-    return UnsupportedValue(f"`{printable(file)}`: {what} does not take this model: {said}. {advice}", file=file)
+    return UnsupportedValue(
+        f"`{printable(file)}`: {what} does not take this model: {said_by(reason)}. {advice}", file=file
+    )
+
+
+def said_by(reason: Exception) -> str:
+    """What an exporter's error says: its first line, and the first of the points below it."""
+    head = first_line(reason).split(" For more information")[0].rstrip(".:!")
+    points = [line.strip() for line in str(reason).splitlines()[1:] if line.strip().startswith("- ")]
+    return f"{type(reason).__name__}: {head}" + (
+        f": {first_line(points[0][2:]).split('. If you')[0].rstrip('.')}" if points else ""
+    )

@@ -102,10 +102,8 @@ class ExportReport(msgspec.Struct):
 
     def __str__(self) -> str:
         answers = "same answers" if all(one.is_same for one in self.compared) else "OTHER ANSWERS"
-        lines = [
-            f"{printable(self.file)}: {self.format} ({self.how}), {size_text(self.bytes)}, {self.seconds:.1f} s, "
-            f"{answers} in {self.runtime}"
-        ]
+        head = f"{printable(self.file)}: {self.format} ({self.how}), {size_text(self.bytes)}, {self.seconds:.1f} s"
+        lines = [f"{head}, {answers} in {self.runtime}"]
         lines += [f"  file    {printable(name)}" for name in self.files[1:]]
         lines += [f"  input   {port}" for port in self.inputs]
         lines += [f"  output  {port}" for port in self.outputs]

@@ -6,10 +6,10 @@ For ONNX it does without torch, as the machine will that the file is for.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import mmap
 import os
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +48,12 @@ def _answered(answer: Answer, call: Any, given: list[Blob], blobs: list[Blob]) -
 
 def _said(reason: Exception) -> str:
     """What a runtime says; TorchScript puts the error itself last."""
-    text = "".join(traceback.format_exception_only(reason)).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else text
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [""]
+    return f"{type(reason).__name__}: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
 
 
 def _open_onnx(fd: int, data: dict[str, int]) -> tuple[str, Answer]:
-    import onnxruntime
+    onnxruntime: Any = importlib.import_module("onnxruntime")
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -67,7 +66,9 @@ def _open_onnx(fd: int, data: dict[str, int]) -> tuple[str, Answer]:
     def answer(call: Any, blobs: list[Blob]) -> list[Any]:
         tensors = [blob_array(blobs[index]) for index in _blobs_of(call)]
         if len(tensors) != len(names):
-            raise ValueError(f"the file has {len(names)} inputs ({', '.join(names)}), the model was given {len(tensors)}")
+            raise ValueError(
+                f"the file has {len(names)} inputs ({', '.join(names)}), the model was given {len(tensors)}"
+            )
         return [array_blob(one) for one in session.run(None, dict(zip(names, tensors, strict=True)))]
 
     return f"onnxruntime {onnxruntime.__version__}", answer
@@ -85,8 +86,9 @@ def _blobs_of(packed: Any) -> list[int]:
 def _open_torchscript(fd: int, _: dict[str, int]) -> tuple[str, Answer]:
     import torch
 
+    load: Any = torch.jit.load
     with _reading(fd) as stream:
-        module = torch.jit.load(stream, map_location="cpu")
+        module = load(stream, map_location="cpu")
     return f"torch.jit of torch {torch.__version__}", _torch_answer(module)
 
 

@@ -1,5 +1,4 @@
-"""TorchScript: a compiled model that Python and C++ run without its class. torch has deprecated it; its successor is
-``torch.export``."""
+"""TorchScript: a compiled model that Python and C++ run without its class; deprecated by torch for ``torch.export``."""
 
 from __future__ import annotations
 
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from holdfast.errors import UnsupportedValue
 from holdfast.export.example import Example
-from holdfast.export.product import Product, refused
-from holdfast.export.untouched import first_line
+from holdfast.export.product import Product, refused, said_by
+from holdfast.export.quiet import caught_stderr
 
 SUCCESSOR = "TorchScript is deprecated by torch: its successor is torch.export, a file named .pt2"
 
@@ -40,20 +38,26 @@ def make_torchscript(module: nn.Module, example: Example, way: str | None, file:
 
 
 def _made(module: nn.Module, example: Example, way: str | None, file: str, notes: list[str]) -> tuple[str, Any]:
+    before = ""
     if way != "trace":
         try:
-            return "script", _script(module, example)
+            with caught_stderr() as told:
+                scripted = _script(module, example)
+            notes += [f"script warns: {line}" for line in told]
+            return "script", scripted
         except Exception as reason:  # what the compiler of TorchScript raises
             if way == "script":
                 advice = "Write forward in what TorchScript knows, or give format='torchscript-trace'"
                 raise refused(file, "torch.jit.script", reason, advice) from reason
-            notes.append(f"torch.jit.script does not take the model, so it is traced: {_reason(reason)}")
+            before = said_by(reason)
+            notes.append(f"traced, since torch.jit.script does not take the model: {before}")
     try:
         return "trace", _trace(module, example)
     except Exception as reason:  # likewise
-        before = notes[1:]
-        refusal = refused(file, "torch.jit.trace", reason, "The successor may: name the file .pt2")
-        raise UnsupportedValue(". ".join([str(refusal), *before]), file=file) from reason
+        advice = "The successor may: name the file .pt2"
+        if before:
+            advice = f"Nor does torch.jit.script: {before}. {advice}"
+        raise refused(file, "torch.jit.trace", reason, advice) from reason
 
 
 def _script(module: nn.Module, example: Example) -> Any:
@@ -65,15 +69,12 @@ def _script(module: nn.Module, example: Example) -> Any:
 
 
 def _trace(module: nn.Module, example: Example) -> Any:
+    trace: Any = torch.jit.trace
     args, kwargs = example.arguments()
     if kwargs:  # by keyword, all of them
         names = [name for name in example.parameters if not name.startswith("*")]
         if len(names) < len(args):
             raise TypeError("torch.jit.trace takes no *args together with keyword arguments")
         given = {**dict(zip(names, args, strict=True)), **kwargs}
-        return torch.jit.trace(module, example_kwarg_inputs=given, strict=False, check_trace=False)
-    return torch.jit.trace(module, args, strict=False, check_trace=False)
-
-
-def _reason(reason: Exception) -> str:
-    return f"{type(reason).__name__}: {first_line(reason, 200)}"
+        return trace(module, example_kwarg_inputs=given, strict=False, check_trace=False)
+    return trace(module, args, strict=False, check_trace=False)

@@ -1,5 +1,4 @@
-"""What passes between this process and the one that runs an exported file: JSON with tensors behind it, in a file that
-has no name. Needs no torch."""
+"""What passes between this process and the one that runs an exported file: JSON, and tensors. Needs no torch."""
 
 from __future__ import annotations
 
@@ -53,7 +52,8 @@ def unpack(packed: Any, blobs: list[Any]) -> Any:
 
 def send(fd: int, message: Any, blobs: list[Blob]) -> None:
     """Writes a message to an empty file."""
-    table, at = [], 0
+    table: list[dict[str, Any]] = []
+    at = 0
     for blob in blobs:
         size = memoryview(blob.data).nbytes
         table.append({"dtype": blob.dtype, "shape": blob.shape, "offset": at, "size": size})
