@@ -19,7 +19,10 @@ import torch
 import holdfast
 from tests.docs.pages import ROOT, Block, blocks, commands, recipes
 
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "export")),
+]
 NOT_OURS = {"make", "git", "python", "pip"}
 """Programs in console blocks that other tests run: ``make test`` is the one that is running now."""
 

@@ -64,7 +64,14 @@ def ask(
         blobs: list[Any] = []
         calls = [pack(_with_blobs(example.arguments(leaves)), blobs) for leaves in cases]
         send(request, calls, blobs)
-        task = {"format": kind, "file": fd, "data": data, "request": request, "answer": answer, "path": sys.path}
+        task = {
+            "format": kind,
+            "file": fd,
+            "data": data,
+            "request": request,
+            "answer": answer,
+            "path": [*map(str, sys.path)],
+        }
         status = _run(task, said, (fd, request, answer, *data.values()), PATIENCE + _TIMES * seconds)
         try:
             message, found = receive(answer)
@@ -78,9 +85,8 @@ def ask(
             f"`{printable(file)}`: can't be opened in its runtime: {first_line(message['error'])}; nothing was written",
             file=file,
         )
-    tensors = [blob_tensor(blob) for blob in found]
     answered = [
-        case["error"] if "error" in case else [unpack(leaf, tensors) for leaf in case["leaves"]]
+        case["error"] if "error" in case else [unpack(leaf, found, blob_tensor) for leaf in case["leaves"]]
         for case in message["cases"]
     ]
     return Answers(message["runtime"], answered)

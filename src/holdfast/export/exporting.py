@@ -23,7 +23,7 @@ from holdfast.export.example import Example, bind_example, output_names
 from holdfast.export.onnx import graph_names
 from holdfast.export.parity import Asked, ask_model, first_answer, judge
 from holdfast.export.product import Product
-from holdfast.export.quiet import quiet
+from holdfast.export.quiet import first_line, quiet
 from holdfast.export.report import ExportReport, Port
 from holdfast.export.untouched import untouched
 from holdfast.objects.module import unwrap
@@ -88,7 +88,12 @@ def export_model(model: nn.Module, path: str | os.PathLike[str], options: Export
 def _file_name(path: Any) -> str:
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError(f"export writes to a path, not to a {type(path).__name__}")
-    return os.fsdecode(path)
+    file = os.fsdecode(path)
+    if "://" in file:
+        raise ArgumentError(
+            f"`{printable(file)}`: exporting to a URL is not in this version; export to a path", file=file
+        )
+    return file
 
 
 def format_of(file: str, wanted: str | None) -> str:
@@ -112,7 +117,7 @@ def format_of(file: str, wanted: str | None) -> str:
 
 def _on_cpu(module: nn.Module, report: ExportReport) -> nn.Module:
     """The module, or a copy of it on the CPU: what is written there runs everywhere."""
-    devices = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    devices = _devices(module)
     if "meta" in devices:
         raise UnsupportedValue(
             f"`{printable(report.file)}`: the model has tensors on the meta device, without values; restore it first",
@@ -123,7 +128,19 @@ def _on_cpu(module: nn.Module, report: ExportReport) -> nn.Module:
     report.notes.append(
         f"exported and compared as a copy on the CPU; the model itself is on {', '.join(sorted(devices))}"
     )
-    return copy.deepcopy(module).to("cpu")
+    try:
+        return copy.deepcopy(module).to("cpu")
+    except Exception as reason:  # whatever the attributes of the module raise
+        said = f"{type(reason).__name__}: {first_line(reason)}"
+        raise UnsupportedValue(
+            f"`{printable(report.file)}`: the model can't be copied to the CPU, where it is exported: {said}; move it "
+            "there yourself: model.cpu()",
+            file=report.file,
+        ) from reason
+
+
+def _devices(module: nn.Module) -> set[str]:
+    return {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _export(module: nn.Module, wanted: str, options: ExportOptions, report: ExportReport, start: float) -> None:
@@ -227,7 +244,8 @@ def _committed(product: Product, report: ExportReport) -> Iterator[tuple[int, di
             else:
                 with replace_file(data) as beside:
                     _write_pieces(beside, product)
-                    report.files.append(os.path.join(os.path.dirname(report.file), product.location))
+                    near = folder if os.path.islink(report.file) else os.path.dirname(report.file)
+                    report.files.append(os.path.join(near, product.location))
                     report.bytes += beside.size
                     yield staged.fd, {product.location: beside.fd}
     except BaseException:

@@ -54,9 +54,7 @@ def first_answer(module: nn.Module, example: Example) -> Any:
         said = f"{type(reason).__name__}: {first_line(reason)}"
         raise ArgumentError(f"example=: {name} does not take it: {said}") from reason
     leaves, others = pytree.tree_leaves(answer), pytree.tree_leaves(again)
-    odd = [
-        type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | bool | int | float | str | None)
-    ]
+    odd = [kind for leaf in leaves if (kind := _odd(leaf))]
     if odd or not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise UnsupportedValue(
             f"{name} answers with {odd[0] if odd else 'no tensor'}; what is exported answers with tensors, alone or in "
@@ -70,6 +68,13 @@ def first_answer(module: nn.Module, example: Example) -> Any:
             "outside of nn.Dropout, functional.dropout without training=self.training, and values that forward keeps"
         )
     return answer
+
+
+def _odd(leaf: Any) -> str | None:
+    """What a part of an answer is, when it is nothing that can be compared."""
+    if isinstance(leaf, torch.Tensor):
+        return f"a tensor {leaf.layout}" if leaf.layout is not torch.strided else None
+    return None if isinstance(leaf, bool | int | float | str | None) else f"a {type(leaf).__name__}"
 
 
 def ask_model(module: nn.Module, example: Example, cases: Sequence[Case]) -> Asked:

@@ -105,7 +105,7 @@ def _torch_answer(module: Any) -> Answer:
     from torch.utils import _pytree as pytree
 
     def answer(call: Any, blobs: list[Blob]) -> list[Any]:
-        args, kwargs = unpack(call, [blob_tensor(blob).clone() for blob in blobs])
+        args, kwargs = unpack(call, blobs, blob_tensor)
         with torch.no_grad():
             leaves = pytree.tree_leaves(module(*args, **kwargs))
         return [tensor_blob(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any
 
 import torch
@@ -29,11 +28,9 @@ def make_torchscript(module: nn.Module, example: Example, way: str | None, file:
         UnsupportedValue: neither takes the model.
     """
     notes = [SUCCESSOR]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=DeprecationWarning)
-        how, scripted = _made(module, example, way, file, notes)
-        stream = io.BytesIO()
-        torch.jit.save(scripted, stream)
+    how, scripted = _made(module, example, way, file, notes)
+    stream = io.BytesIO()
+    torch.jit.save(scripted, stream)
     return Product(how, stream.getbuffer(), notes)
 
 

@@ -27,12 +27,17 @@ def untouched(module: nn.Module) -> Iterator[None]:
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
+            _on_the_cpu(),
         ):
             yield
     finally:
         torch.set_default_dtype(dtype)
         restore_rng(rng)
+
+
+def _on_the_cpu() -> contextlib.AbstractContextManager[Any]:
+    """What forward makes without saying where is made on the CPU, whatever the program's default is."""
+    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -58,8 +63,10 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
                 if id(tensor) in changed:
                     tensor.copy_(value)
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
 
 
 def _put_back(table: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _ALIGNED = 64
@@ -37,15 +38,15 @@ def pack(value: Any, blobs: list[Blob]) -> Any:
     raise TypeError(f"{type(value).__name__} is neither a tensor nor a plain value")
 
 
-def unpack(packed: Any, blobs: list[Any]) -> Any:
-    """What was packed, with what ``blobs`` has in place of the blobs."""
+def unpack(packed: Any, blobs: list[Blob], made: Callable[[Blob], Any]) -> Any:
+    """What was packed, with what ``made`` makes of them in place of the blobs."""
     kind, content = packed
     if kind == "blob":
-        return blobs[content]
+        return made(blobs[content])
     if kind == "dict":
-        return {key: unpack(item, blobs) for key, item in content}
+        return {key: unpack(item, blobs, made) for key, item in content}
     if kind in ("tuple", "list"):
-        items = [unpack(item, blobs) for item in content]
+        items = [unpack(item, blobs, made) for item in content]
         return tuple(items) if kind == "tuple" else items
     return content
 
