@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +55,15 @@ def test_dir_shows_them() -> None:
 def test_a_wrong_name_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="sav3"):
         _ = holdfast.sav3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("first", ["import holdfast.export.wire", "import holdfast.api", "holdfast.export"])
+def test_a_room_does_not_take_the_place_of_a_function(first: str) -> None:
+    """``holdfast.export`` is both, and Python binds a room to its name when it is first imported."""
+    code = f"import holdfast; {first}; import holdfast.export.report\nassert holdfast.export is holdfast.api.export"
+    code += "\nfrom holdfast.export.report import ExportReport\nassert holdfast.compat.load and holdfast.surgery.rename"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"__version__"}))
