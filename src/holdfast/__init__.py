@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False  # type checkers take it for true; the real one would import ten modules to say so
 if TYPE_CHECKING:
+    from types import ModuleType as _Module
     from typing import Any
 
     from holdfast import compat as compat
     from holdfast import surgery as surgery
     from holdfast.api import build as build
     from holdfast.api import convert as convert
+    from holdfast.api import export as export
     from holdfast.api import load as load
     from holdfast.api import open as open
     from holdfast.api import quantize as quantize
@@ -37,12 +41,15 @@ if TYPE_CHECKING:
     from holdfast.state.values import Record as Record
     from holdfast.training.resuming import Position as Position
     from holdfast.training.run import Run as Run
+else:
+    _Module = type(sys)
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
     "build": "api",
     "convert": "api",
+    "export": "api",
     "load": "api",
     "open": "api",
     "quantize": "api",
@@ -72,6 +79,21 @@ _HOME = {
 }
 
 __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (strings, sorted from the table above)
+
+
+class _Face(_Module):
+    """This package, whose names are those of the table.
+
+    Python puts a room that is imported, ``holdfast.export``, into its package under its name, and would put it in the
+    place of the function that is called the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, _Module) and _HOME.get(name, name) != name):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,22 @@
-"""What users call: save, load, restore, build, open, verify, convert, quantize, summary, snapshot."""
+"""What users call: save, load, restore, build, open, verify, convert, export, quantize, summary, snapshot."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from torch import nn
 
 from holdfast.errors import ArgumentError, UntrustedType
 from holdfast.export.building import build_model
+from holdfast.export.exporting import ExportOptions, export_model
 from holdfast.export.quantize import quantize as quantize
 from holdfast.export.quantize import quantize_report as quantize_report
+from holdfast.export.report import ExportReport
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
+from holdfast.objects.probe import probe_inputs
 from holdfast.policy.policies import Exact as Exact
 from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
@@ -291,6 +294,66 @@ def convert(
     """
     with open_any(src) as container:
         return convert_container(container, dst, format=format, drop=list(drop))
+
+
+def export(
+    model: nn.Module | FileLike,
+    path: str | os.PathLike[str],
+    *,
+    example: Any = None,
+    format: Literal["onnx", "torch-export", "torchscript", "torchscript-script", "torchscript-trace"] | None = None,  # noqa: A002
+    dynamic: Mapping[str | int, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
+    trusted: Collection[str] = (),
+    tolerance: float | None = None,
+) -> ExportReport:
+    """Writes a model for another runtime, opens it there, and proves that it gives the same answers.
+
+    What was written is run in a fresh process by onnxruntime, ``torch.export`` or ``torch.jit``, on the example and on
+    fresh inputs, also of other sizes, and compared with the model in eval mode. Only then does the file take its
+    place. The model, its mode and the random state are left as they were.
+
+    Args:
+        model: a live module, wrapped or not, or what ``build`` takes: a path, a reference or a binary file object.
+        path: where the file goes. Missing folders are created.
+        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments of ``forward``. A file that
+            was saved with ``probe=`` has one.
+        format: by default by suffix: ``onnx`` (.onnx), ``torch-export`` (.pt2), ``torchscript`` (.ts: script, and
+            trace where script does not take the model). ``torchscript-script`` and ``torchscript-trace`` do only that.
+        dynamic: axes whose size is left open, by input: ``{"input": {0: "batch"}}``, or ``{"input": {0}}``.
+        input_names: names of the inputs, in order; by default those of the parameters of ``forward``.
+        output_names: names of the outputs, in order; by default ``output``, or the keys of a dict.
+        factory: for a file, as in ``build``.
+        trusted: for a file, as in ``build``.
+        tolerance: how far an output may be off, over its largest value; by default 1e-7 for float64, 1e-4 for float32,
+            1e-2 for float16, 4e-2 for bfloat16 and 0 for integers.
+
+    Returns:
+        What was written and how near its answers are; ``print`` it.
+
+    Raises:
+        MismatchError: the file answers otherwise, or fails where the model does not; what was there before is intact.
+        UnsupportedValue: the exporter does not take the model, or the model answers at random.
+        ArgumentError: no example, or one that ``forward`` does not take; a wrong name, axis or format.
+        MissingExtra: ONNX needs packages that are not installed: ``pip install "holdfast[export]"``.
+        NotFound, FormatError, ConfigMissing: as in ``build``.
+
+    Example:
+        >>> import holdfast, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        >>> report = holdfast.export(net, "net.ts", example=torch.randn(2, 4))
+        >>> report.how, report.worst.is_same
+        ('script', True)
+    """
+    if is_source(model):
+        built = build_model(model, factory=factory, trusted=trusted, mode="eval")
+        model = built.model
+        if example is None and built.probe is not None:
+            example = probe_inputs(built.probe, built.file)
+    options = ExportOptions(example, format, dynamic, input_names, output_names, tolerance)
+    return export_model(model, path, options)  # type: ignore[arg-type]
 
 
 def rescue(f: FileLike, map_location: MapLocation = None, *, at: str | None = None) -> dict[str, Any]:

@@ -21,7 +21,10 @@ from tests.docs.pages import ROOT, Block, blocks, commands, recipes
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs")),
+    *(
+        f"docs/{name}.md"
+        for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export")
+    ),
 ]
 NOT_OURS = {"make", "git", "python", "pip"}
 """Programs in console blocks that other tests run: ``make test`` is the one that is running now."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +29,7 @@ NAMES = {
     "build",
     "compat",
     "convert",
+    "export",
     "load",
     "record_config",
     "open",
@@ -53,6 +57,16 @@ def test_dir_shows_them() -> None:
 def test_a_wrong_name_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="sav3"):
         _ = holdfast.sav3  # type: ignore[attr-defined]
+
+
+def test_a_room_does_not_take_the_place_of_a_function() -> None:
+    """``holdfast.export`` is both, and Python binds a room to its name when it is first imported."""
+    code = "import holdfast.export.wire, holdfast.api\nassert holdfast.export is holdfast.api.export"
+    code += "\nassert holdfast.compat.load and holdfast.surgery.rename"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    importlib.import_module("holdfast.export.report")
+    assert holdfast.export is importlib.import_module("holdfast.api").export
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"__version__"}))

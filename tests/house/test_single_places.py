@@ -87,6 +87,7 @@ PLACES: list[tuple[Callable[[Module], list[str]], dict[str, str]]] = [
         makes_tensors,
         {
             "serialization": "the place",
+            "export.wire": "what a process that we started answers: no file, and its lengths are checked",
             "state.foreign": "numpy arrays are plain values, made of bytes that were checked to have their length",
         },
     ),
@@ -96,6 +97,7 @@ PLACES: list[tuple[Callable[[Module], list[str]], dict[str, str]]] = [
             "spec": "the place",
             "policy.dtype": "which dtype holds every value of which: a relation, not a list",
             "formats.arrays": "numpy's own codes",
+            "export.parity": "how far each may be off: a measure of its own",
             "serialization.kinds": "the integers behind quantized dtypes",
         },
     ),

@@ -11,7 +11,9 @@ FILE_LINES = 450
 FUNCTION_LINES = 60
 PARAMETERS = 8
 
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "src/holdfast/api.py": "what users call, a thin function each: most of it is their docstrings",
+}
 """Files past the limit, each with a reason that a reader would accept."""
 
 LONG_FUNCTIONS: dict[str, str] = {}
@@ -19,6 +21,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 MANY_PARAMETERS: dict[str, str] = {
     "holdfast.training.run:__init__": "one call says all of a training; each word is documented and has a default",
+    "holdfast.api:export": "the words of torch.onnx.export and of build; most are for one format or source",
 }
 """Functions with more parameters (``module:name``), each with its reason."""
 

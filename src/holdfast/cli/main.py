@@ -23,6 +23,7 @@ VERBS = {
     "convert": "one file as another, proved equal",
     "doctor": "versions, and what this machine and disk can do",
     "explain": "which checkpoint a run resumes from, and why each is kept",
+    "export": "a model for another runtime, compared with itself",
     "extract": "one part of a file as a file of its own",
     "inspect": "what a file, checkpoint or run holds",
     "ls": "the checkpoints of a run",

@@ -28,17 +28,24 @@ from holdfast.transfer.quantized import quantized_record
 from holdfast.transfer.rescue import build_layers
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 
+_Made = tuple[nn.Module, Any]
+"""A module, and the config by which it was constructed, or None."""
+
 
 class Built(msgspec.Struct):
     """A model out of a file.
 
     Attributes:
         model: the module.
+        file: as errors name it.
         config: how it was constructed, as the file records it, or None.
+        probe: what the file records of an example input, or None.
     """
 
     model: nn.Module
+    file: str
     config: Any = None
+    probe: Any = None
 
 
 def build_model(
@@ -52,29 +59,33 @@ def build_model(
     """Constructs a model and gives it the weights of a file; see ``holdfast.build``."""
     with opened_file(f) as (document, file, container):
         if factory is None and container is not None and holds_program(container):
-            return Built(load_program(container, map_location, trusted, mode=mode))
-        built = _build(document, file, factory or _trusted_factory(document, trusted), mode)
-    if map_location is None:
-        return built
-    device = _single_device(map_location)
-    if device.type != "cpu" and packed_layers(built.model):
+            return Built(load_program(container, map_location, trusted, mode=mode), file)
+        made, config = _build(document, file, factory or _trusted_factory(document, trusted), mode)
+        probes = [record["probe"] for record in document.objects.values() if "probe" in record]
+    if map_location is not None:
+        made = _moved(made, _single_device(map_location), file)
+    return Built(made, file, config, probes[0] if len(probes) == 1 else None)
+
+
+def _moved(made: nn.Module, device: torch.device, file: str) -> nn.Module:
+    if device.type != "cpu" and packed_layers(made):
         raise DeviceUnavailable(
             f"`{file}`: its int8 layers are packed for the CPU and can't go to {device}; build it with "
             "map_location='cpu', or quantize the float model by a torchao recipe such as int8-dynamic"
         )
-    return Built(built.model.to(device), built.config)
+    return made.to(device)
 
 
-def _build(document: Document, file: str, factory: Callable[..., nn.Module] | None, mode: str) -> Built:
+def _build(document: Document, file: str, factory: Callable[..., nn.Module] | None, mode: str) -> _Made:
     record = _quantized_module(document)
     if record is not None:
         return _build_quantized(document, file, record, factory, mode)
     if factory is None:
-        return Built(build_layers(document, file, Placement("cpu")).train(mode == "train"))
+        return build_layers(document, file, Placement("cpu")).train(mode == "train"), None
     config = _recorded_config(document, file)
     made = construct(factory, config, file=file)
     restore_objects(document, file, {"model": made}, RestoreOptions(mode=mode))
-    return Built(made, config)
+    return made, config
 
 
 def _single_device(map_location: MapLocation) -> torch.device:
@@ -106,7 +117,7 @@ def _quantized_module(document: Document) -> dict[str, Any] | None:
 
 def _build_quantized(
     document: Document, file: str, record: dict[str, Any], factory: Callable[..., nn.Module] | None, mode: str
-) -> Built:
+) -> _Made:
     quantized = quantized_record(record, file)
     config = _recorded_config(document, file)
     options = RestoreOptions(mode=mode)
@@ -117,7 +128,7 @@ def _build_quantized(
     if quantized is None or quantized.recipe is None or quantized_layers(made):  # the factory quantizes it itself
         with quietly():
             restore_objects(document, file, {"model": made}, options)
-        return Built(made, config)
+        return made, config
     origin = Origin(
         recipe=quantized.recipe,
         backend=quantized.backend,
@@ -131,7 +142,7 @@ def _build_quantized(
     remember(made, origin)
     with quietly(), engine(quantized.backend):
         restore_objects(document, file, {"model": made}, options)
-    return Built(made, config)
+    return made, config
 
 
 def _from_structure(document: Document, record: dict[str, Any], quantized: Quantized | None, file: str) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from holdfast.errors import ArgumentError
+from holdfast.errors import ArgumentError, CorruptFile
 
 _LIMIT = 1024 * 1024
 """Bytes that the example input, and the answer, may each have: they are kept in the record, not as tensors."""
@@ -44,6 +44,18 @@ def make_probe(module: nn.Module, example: Any) -> dict[str, Any]:
     if sum(one.nbytes for one in answers) <= _LIMIT:
         probe["outputs"] = [_pack(one) for one in answers]
     return probe
+
+
+def probe_inputs(probe: Any, file: str) -> tuple[Any, ...]:
+    """The example of a probe in a file, as positional arguments.
+
+    Raises:
+        CorruptFile: the record is damaged.
+    """
+    try:
+        return tuple(_unpack(value) if isinstance(value, dict) else value for value in probe["inputs"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
+        raise CorruptFile(f"`{file}`: its probe is damaged: {type(reason).__name__}: {reason}", file=file) from reason
 
 
 def replay(module: nn.Module, probe: Any) -> str:
