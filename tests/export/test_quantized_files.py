@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
@@ -40,19 +41,16 @@ TORCH = [
 ]
 TORCHAO = [("int8-weight-only", "Mlp"), ("int8-dynamic", "Mlp"), ("float8-weight-only", "LeNet")]
 SUFFIXES = ("pt", "safetensors")
+SEEDS = itertools.count(3)
 of_torch = pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning", "ignore:.*quint8, torch.qint8:UserWarning")
 """What torch says to who calls it directly."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_seed() -> None:
-    torch.manual_seed(3)
 
 
 class Made:
     """A quantized module with what it answers, and the float one that it came from."""
 
     def __init__(self, recipe: str, name: str) -> None:
+        torch.manual_seed(next(SEEDS))  # no two are the same, whichever test makes them
         self.recipe, self.example = recipe, example_for(name)
         self.float = MODELS[name]()
         if isinstance(self.float, LeNet):  # a batch norm that has seen something
