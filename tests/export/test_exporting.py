@@ -118,6 +118,7 @@ def test_a_traced_branch_is_caught(tmp_path: Path, left: Left) -> None:
     assert "negated" in wrong
     assert "example" not in wrong
     assert "OTHER ANSWERS" in str(report)
+    assert any(note.startswith("trace warns: Converting a tensor to a Python boolean") for note in report.notes)
     assert left(tmp_path) == ["branch.ts"]
     assert old.read_bytes() == b"what was there before"
 
