@@ -6,6 +6,7 @@ import contextlib
 import random
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,7 @@ class Answering(nn.Module):
         (Answering(3), "m.onnx", r"the model answers with plain values \(output_1\); ONNX has tensors only"),
         (Answering({1, 2}), "m.onnx", "Answering answers with a set; what is exported answers with tensors"),
         (Answering(torch.eye(2).to_sparse()), "m.ts", r"Answering answers with a tensor torch\.sparse_coo"),
+        (Answering(OrderedDict(a=3)), "m.pt2", r"answers with a OrderedDict, and a \.pt2 of it opens only where"),
         (nn.Linear(4, 4, device="meta"), "m.ts", "the model has tensors on the meta device, without values"),
     ],
 )
