@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,7 +145,7 @@ def output_names(answer: Any) -> list[str]:
 
 def foreign_class(answer: Any) -> str | None:
     """The name of a class in an answer that torch takes apart here and that another process may not know."""
-    if type(answer) not in (tuple, list, dict) and not isinstance(answer, torch.Tensor | None | _Plain):
+    if type(answer) not in (tuple, list, dict, OrderedDict) and not isinstance(answer, torch.Tensor | None | _Plain):
         return type(answer).__name__
     inside = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, tuple | list) else ()
     return next((found for item in inside if (found := foreign_class(item))), None)
