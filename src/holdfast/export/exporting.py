@@ -207,7 +207,7 @@ def _outputs(answer: Any, inputs: list[str], wanted: str, options: ExportOptions
     if wanted == "torch-export" and (foreign := foreign_class(answer)):
         raise UnsupportedValue(
             f"`{printable(report.file)}`: the model answers with a {foreign}, and a .pt2 of it opens only where that "
-            "class is known; answer with tensors, tuples, lists and dicts (transformers: return_dict=False), or write .onnx",
+            "class is known; answer with tensors, tuples and dicts (transformers: return_dict=False), or write .onnx",
             file=report.file,
         )
     at = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
