@@ -88,7 +88,7 @@ class MissingPart(NotFound):
 class MismatchError(HoldfastError):
     """File and live object disagree; nothing was changed.
 
-    ``report`` is the LoadReport with every difference, where there is one.
+    ``report`` is the LoadReport or ExportReport with every difference, where there is one.
     """
 
     exit_code = 1

@@ -8,9 +8,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def steady() -> None:
+def steady(seeded: int) -> None:
     """Models and examples are the same in every order of the tests."""
-    torch.manual_seed(7)
 
 
 @pytest.fixture

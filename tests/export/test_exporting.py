@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -118,6 +118,7 @@ def test_a_traced_branch_is_caught(tmp_path: Path, left: Left) -> None:
     assert "negated" in wrong
     assert "example" not in wrong
     assert "OTHER ANSWERS" in str(report)
+    assert any(note.startswith("trace warns: Converting a tensor to a Python boolean") for note in report.notes)
     assert left(tmp_path) == ["branch.ts"]
     assert old.read_bytes() == b"what was there before"
 
@@ -296,6 +297,13 @@ class Fixing(nn.Module):
         return x.reshape(2, -1).sum(1) if x.shape[0] == 2 else x.sum(1)
 
 
+class Pair(NamedTuple):
+    """A class of the user's own."""
+
+    a: int
+    b: int
+
+
 class Answering(nn.Module):
     """Answers with what it is made with."""
 
@@ -319,6 +327,7 @@ class Answering(nn.Module):
         (Answering(3), "m.onnx", r"the model answers with plain values \(output_1\); ONNX has tensors only"),
         (Answering({1, 2}), "m.onnx", "Answering answers with a set; what is exported answers with tensors"),
         (Answering(torch.eye(2).to_sparse()), "m.ts", r"Answering answers with a tensor torch\.sparse_coo"),
+        (Answering(Pair(1, 2)), "m.pt2", r"answers with a Pair, and a \.pt2 of it opens only where"),
         (nn.Linear(4, 4, device="meta"), "m.ts", "the model has tensors on the meta device, without values"),
     ],
 )

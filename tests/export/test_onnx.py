@@ -126,6 +126,28 @@ def test_axes_of_one_size_are_told_apart(tmp_path: Path) -> None:
     assert {one.input for one in report.compared} >= {"batch=1", "batch=7", "time=1", "time=7"}
 
 
+class Placed(nn.Module):
+    """Adds places, of which there are sixteen, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(16, 3))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (x + self.places[: x.shape[1]]) * mask.unsqueeze(-1)
+
+
+def test_an_axis_that_is_open_up_to_a_size(tmp_path: Path) -> None:
+    axes = {0: "batch", 1: "time"}
+    example = (torch.randn(2, 5, 3), torch.ones(2, 5))
+    report = holdfast.export(Placed(), tmp_path / "p.onnx", example=example, dynamic={"x": axes, "mask": axes})
+    assert report.notes == ["in this file `time` may be at most 16"]
+    assert {one.input for one in report.compared} >= {"batch=1", "time=1", "time=7"}
+    model = onnx.load(tmp_path / "p.onnx")
+    for port in (*model.graph.input, *model.graph.output):
+        assert [dim.dim_param for dim in port.type.tensor_type.shape.dim[:2]] == ["batch", "time"]
+
+
 def test_a_runtime_that_fails_on_one_size(tmp_path: Path, left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures of the others are in the report."""
     real = exporting.ask

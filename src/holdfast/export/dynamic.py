@@ -108,11 +108,21 @@ def traced_leaves(axes: Axes, leaves: Sequence[Any]) -> list[Any]:
     return traced
 
 
-def export_shapes(axes: Axes, example: Example) -> dict[str, Any] | None:
-    """What torch.export takes as ``dynamic_shapes``; None when no axis is open."""
+def export_shapes(axes: Axes, example: Example, *, bounded: bool = False) -> dict[str, Any] | None:
+    """What torch.export takes as ``dynamic_shapes``; None when no axis is open.
+
+    Args:
+        axes: the open axes.
+        example: the inputs.
+        bounded: leave it to torch up to which size each may go; otherwise all sizes have to do.
+    """
     if not axes:
         return None
-    dims = {name: torch.export.Dim(name) for named in axes.values() for name in named.values()}
+    dims = {
+        name: torch.export.Dim.DYNAMIC if bounded else torch.export.Dim(name)
+        for named in axes.values()
+        for name in named.values()
+    }
     marks = [
         {axis: dims[name] for axis, name in axes.get(leaf, {}).items()} or None for leaf in range(len(example.leaves))
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from holdfast.errors import ArgumentError
 from holdfast.state.paths import printable
 
-_PLAIN = (bool, int, float, str)
+_Plain = bool | int | float | str
 
 
 class Example:
@@ -102,7 +103,7 @@ def _checked(args: Any, kwargs: Any) -> tuple[Any, Any]:
                 kind = "without values (meta)" if value.is_meta else f"{value.layout}, {value.dtype}"
                 raise ArgumentError(f"example=: `{printable(name)}` is a tensor {kind}; a plain one is wanted")
             return value.detach().cpu()
-        if value is None or type(value) in _PLAIN:
+        if value is None or type(value) in (bool, int, float, str):
             return value
         if type(value) is dict and all(isinstance(key, str) for key in value):
             return {key: checked(item, f"{name}.{key}") for key, item in value.items()}
@@ -140,3 +141,11 @@ def output_names(answer: Any) -> list[str]:
     if isinstance(answer, Mapping):
         return [inner for key, item in answer.items() for inner in _inside(str(key), item)]
     return _inside("output", answer)
+
+
+def foreign_class(answer: Any) -> str | None:
+    """The name of a class in an answer that torch takes apart here and that another process may not know."""
+    if type(answer) not in (tuple, list, dict, OrderedDict) and not isinstance(answer, torch.Tensor | None | _Plain):
+        return type(answer).__name__
+    inside = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, tuple | list) else ()
+    return next((found for item in inside if (found := foreign_class(item))), None)

@@ -19,7 +19,7 @@ from holdfast.export import onnx, program, torchscript
 from holdfast.export.asking import ask
 from holdfast.export.cases import cases_for
 from holdfast.export.dynamic import Axes, resolve_axes, shown_shape
-from holdfast.export.example import Example, bind_example, output_names
+from holdfast.export.example import Example, bind_example, foreign_class, output_names
 from holdfast.export.onnx import graph_names
 from holdfast.export.parity import Asked, ask_model, first_answer, judge
 from holdfast.export.product import Product
@@ -202,6 +202,12 @@ def _outputs(answer: Any, inputs: list[str], wanted: str, options: ExportOptions
         raise UnsupportedValue(
             f"`{printable(report.file)}`: the model answers with plain values ({', '.join(map(printable, plain))}); "
             "ONNX has tensors only: leave them out, or write .pt2",
+            file=report.file,
+        )
+    if wanted == "torch-export" and (foreign := foreign_class(answer)):
+        raise UnsupportedValue(
+            f"`{printable(report.file)}`: the model answers with a {foreign}, and a .pt2 of it opens only where that "
+            "class is known; answer with tensors, tuples and dicts (transformers: return_dict=False), or write .onnx",
             file=report.file,
         )
     at = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]

@@ -54,7 +54,7 @@ def make_onnx(
         UnsupportedValue: torch.export or the ONNX exporter does not take the model, or the checker its result.
     """
     onnx_ir: Any = importlib.import_module("onnx_ir")
-    program = trace_program(module, example, axes, file)
+    program, notes = trace_program(module, example, axes, file)
     try:
         made: Any = torch.onnx.export(
             program, dynamo=True, input_names=list(inputs), output_names=list(outputs), verbose=False
@@ -67,7 +67,7 @@ def make_onnx(
     location, pieces = _outside(made.model, file) if _weigh(made.model) > ONE_FILE else (None, ())
     proto = onnx_ir.to_proto(made.model)
     _check(proto, file)
-    return Product("dynamo", proto.SerializeToString(), [], location, pieces)
+    return Product("dynamo", proto.SerializeToString(), notes, location, pieces)
 
 
 def _name_axes(made: Any, example: Example, axes: Axes) -> None:

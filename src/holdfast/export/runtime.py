@@ -46,8 +46,12 @@ def _answered(answer: Answer, call: Any, given: list[Blob], blobs: list[Blob]) -
         return {"error": _said(reason)}
 
 
-def _said(reason: Exception) -> str:
-    """What a runtime says; TorchScript puts the error itself last."""
+def _said(reason: BaseException) -> str:
+    """What a runtime says: of an error that has a cause, that, for it is the one that says anything; TorchScript puts
+    the error itself last.
+    """
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [""]
     return f"{type(reason).__name__}: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
 
