@@ -8,7 +8,7 @@ holds them. Writing, reading and hashing let go of the interpreter lock, so thre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -16,7 +16,7 @@ import xxhash
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, hasher_like, joined_crc
-from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, write_piece
+from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, NoOutput, Output, write_piece
 from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
 from holdfast.storage.syscalls import LOCAL, Syscalls
 from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
@@ -149,13 +149,38 @@ def write_requests(
         OSError: the file can't be written.
         ArgumentError: memory is not contiguous or too short, or an offset is negative.
     """
+
+    def output(block: memoryview) -> Output:
+        return BufferedOutput(fd, syscalls, block) if direct is None else DirectOutput(fd, direct, syscalls, block)
+
+    return _in_one_pass(requests, output, digest, crc, workers)
+
+
+def digest_requests(
+    requests: Sequence[WriteRequest], *, digest: bool = True, crc: bool = False, workers: int | None = None
+) -> list[Written]:
+    """Digests what requests would write, and writes nothing: their sources are read and keep their bytes.
+
+    Args, Returns, Raises: as :func:`write_requests`.
+    """
+    return _in_one_pass(requests, NoOutput, digest, crc, workers)
+
+
+def _in_one_pass(
+    requests: Sequence[WriteRequest],
+    output: Callable[[memoryview], Output],
+    digest: bool,
+    crc: bool,
+    workers: int | None,
+) -> list[Written]:
     feeds = [_feed(request) for request in requests]
     lengths = [feed[2] for feed in feeds]
     parts = [[_NOTHING] * (-(-length // CHUNK) or 1) for length in lengths]
+    workers = _workers((feed[3] for feed in feeds), workers)
 
     def do(job: list[Piece]) -> None:
         with lent_block() as block:
-            out = BufferedOutput(fd, syscalls, block) if direct is None else DirectOutput(fd, direct, syscalls, block)
+            out = output(block)
             for index, start, length in job:
                 parts[index][start // CHUNK] = write_piece(out, feeds[index], start, length, digest, crc)
             out.flush()
@@ -214,6 +239,10 @@ def _resolved(source: ByteSource, offset: int) -> tuple[ByteSource, int]:
     return source, offset
 
 
+def _at(item: ReadRequest | Check) -> tuple[ByteSource, int]:
+    return _resolved(item.source, item.offset)
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 _NOTHING = ("", 0)
@@ -238,7 +267,15 @@ def _feed(request: WriteRequest) -> Feed:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+def _workers(sources: Iterable[object], workers: int | None) -> int | None:
+    """Threads to use: for sources that are far away more than there are cores, since their threads wait."""
+    if workers is not None:
+        return workers
+    return max((getattr(source, "parallel", 0) for source in sources), default=0) or None
+
+
 def _scan(items: Sequence[ReadRequest | Check], workers: int | None, *, strict: bool) -> list[Damage]:
+    workers = _workers({id(source): source for source, _ in map(_at, items)}.values(), workers)
     scan = _Scan(items, strict=strict)
     run_jobs(cut_jobs(scan.lengths, workers), scan.do, workers)
     return scan.result()
@@ -250,7 +287,7 @@ class _Scan:
     def __init__(self, items: Sequence[ReadRequest | Check], *, strict: bool) -> None:
         self._items = items
         self._strict = strict
-        self._places = [_resolved(item.source, item.offset) for item in items]
+        self._places = [_at(item) for item in items]
         self._into = [byte_view(item.into) if isinstance(item, ReadRequest) else None for item in items]
         self._damage: list[tuple[int, int, Damage]] = []
         self._chunks: list[tuple[str, ...] | None] = []
@@ -339,8 +376,11 @@ class _Scan:
             memory = source.view[offset : offset + length]
             yield from (memory[at : at + BLOCK] for at in range(0, length, BLOCK))
             return
-        for at in range(0, length, BLOCK):
-            size = min(BLOCK, length - at)
+        step = max(BLOCK, getattr(source, "step", 0))  # far away, each read costs a way there and back
+        if into is None and step > BLOCK:
+            block = memoryview(bytearray(min(step, length)))
+        for at in range(0, length, step):
+            size = min(step, length - at)
             view = block[:size] if into is None else into[start + at : start + at + size]
             source.read_into(offset + at, view)
             yield view

@@ -1,0 +1,128 @@
+"""An object of a store as a ByteSource: ranged reads, straight into the memory where the bytes are wanted."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from holdfast.errors import NotFound, StorageError
+from holdfast.storage.remote.store import PARALLEL, PART, Meta, Store
+from holdfast.storage.source import FilledSource, byte_view, check_inside, shown
+from holdfast.storage.workers import BLOCK, run_jobs
+
+_AHEAD = 64 << 10
+"""Bytes that are fetched at least: headers are read in small pieces, and each way to the store and back costs time."""
+_BROKEN = 4
+"""Connections that may break in a row, without a byte between, before the read is given up."""
+
+
+class _Ahead(threading.local):
+    """What this thread fetched and has not been asked for yet."""
+
+    begin: int = 0
+    data: memoryview = memoryview(b"")
+
+
+class RemoteSource(FilledSource):
+    """An object, as it was when it was opened: one that was replaced meanwhile is noticed, and never mixed.
+
+    Attributes:
+        name: its URL.
+        step: bytes that are best asked for at once.
+        parallel: requests that are best under way at a time.
+
+    Args:
+        store: where it is.
+        key: its key.
+
+    Raises:
+        NotFound: there is no such object, or no such bucket.
+        StorageError: the store does not answer, or refuses.
+    """
+
+    step = PART
+    parallel = PARALLEL
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.name = store.url(key)
+        self._store = store
+        self._key = key
+        meta = store.head(key)
+        if meta is None:
+            store.list(key)  # says so when it is the bucket that is missing
+            raise NotFound(f"`{shown(self.name)}`: no such object", file=self.name)
+        self.meta: Meta = meta
+        self._ahead = _Ahead()
+        self._kept: dict[int, bytes] = {}
+
+    @property
+    def size(self) -> int:
+        return self.meta.size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self.size, offset, buffer.nbytes)
+        view = byte_view(buffer)
+        if view.nbytes > BLOCK:
+            self._fetch(offset, view)
+        elif view.nbytes:
+            view[:] = self._small(offset, view.nbytes)
+
+    def _small(self, offset: int, length: int) -> memoryview | bytes:
+        """A piece of a block that is fetched as a whole: of 64 KiB, or of 8 MiB where reads follow one another."""
+        kept = self._kept.get(offset)
+        if kept is not None and len(kept) >= length:
+            return kept[:length]
+        ahead = self._ahead
+        at = offset - ahead.begin
+        if not 0 <= at <= ahead.data.nbytes - length:
+            follows = offset == ahead.begin + ahead.data.nbytes and offset > 0
+            size = max(length, min(PART if follows else _AHEAD, self.size - offset))
+            data = memoryview(bytearray(size))
+            self._fetch(offset, data)
+            ahead.begin, ahead.data, at = offset, data, 0
+        return ahead.data[at : at + length]
+
+    def prefetch(self, places: list[tuple[int, int]]) -> None:
+        """Fetches many small pieces that will be read soon, several at a time.
+
+        Args:
+            places: (offset, bytes) of each, in order; what reaches past the end is left out.
+        """
+        wanted = [(offset, min(length, self.size - offset)) for offset, length in places if offset < self.size]
+
+        def fetch(place: tuple[int, int]) -> None:
+            offset, length = place
+            data = bytearray(length)
+            self._fetch(offset, memoryview(data))
+            self._kept[offset] = bytes(data)
+
+        run_jobs([place for place in wanted if place[1] > 0], fetch, PARALLEL)
+
+    def _fetch(self, offset: int, view: memoryview) -> None:
+        """Fills ``view``; goes on where a connection broke, until several in a row give nothing."""
+        done = broken = 0
+        while done < view.nbytes:
+            before = done
+            chunks = self._store.begin(self._key, self.meta, offset + done, offset + view.nbytes)
+            try:
+                for chunk in chunks:
+                    size = min(chunk.nbytes, view.nbytes - done)
+                    view[done : done + size] = chunk[:size]
+                    done += size
+            except StorageError:
+                broken = 1 if done > before else broken + 1
+                if broken >= _BROKEN:
+                    raise
+                time.sleep(0.1 * 2**broken)
+                continue
+            broken = 1 if done > before else broken + 1
+            if done < view.nbytes and broken >= _BROKEN:
+                raise StorageError(
+                    f"`{shown(self.name)}`: the store ends its answers before byte {offset + view.nbytes:,}",
+                    file=self.name,
+                    offset=offset + done,
+                )
+
+    def close(self) -> None:
+        """Lets go of what was fetched ahead."""
+        self._ahead, self._kept = _Ahead(), {}
