@@ -320,11 +320,13 @@ class _Scan:
             source: ByteSource | None = None
             begin = end = 0
             for piece in job:
-                if piece[2] > _SMALL:
+                its, offset = self._place(piece)
+                step = getattr(its, "step", 0)
+                small, gap, most = (step // 2, step // 8, step) if step else (_SMALL, _GAP, BLOCK)
+                if piece[2] > small:
                     self._guarded(piece, self._blocks(piece, block))
                     continue
-                its, offset = self._place(piece)
-                if its is not source or not 0 <= offset - end <= _GAP or offset + piece[2] - begin > BLOCK:
+                if its is not source or not 0 <= offset - end <= gap or offset + piece[2] - begin > most:
                     self._together(group, block, end - begin)
                     group, source, begin = [], its, offset
                 group.append(piece)
@@ -340,6 +342,8 @@ class _Scan:
         if not group:
             return
         source, begin = self._place(group[0])
+        if size > block.nbytes:  # from far away, where each read costs more than the memory
+            block = memoryview(bytearray(size))
         try:
             source.read_into(begin, block[:size])
         except CorruptFile:

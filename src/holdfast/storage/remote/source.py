@@ -88,15 +88,24 @@ class RemoteSource(FilledSource):
         Args:
             places: (offset, bytes) of each, in order; what reaches past the end is left out.
         """
-        wanted = [(offset, min(length, self.size - offset)) for offset, length in places if offset < self.size]
+        groups: list[list[tuple[int, int]]] = []
+        for offset, wanted in places:
+            length = min(wanted, self.size - offset)
+            if length <= 0:
+                continue
+            if groups and offset - sum(groups[-1][-1]) < _AHEAD and offset - groups[-1][0][0] < PART:
+                groups[-1].append((offset, length))
+            else:
+                groups.append([(offset, length)])
 
-        def fetch(place: tuple[int, int]) -> None:
-            offset, length = place
-            data = bytearray(length)
-            self._fetch(offset, memoryview(data))
-            self._kept[offset] = bytes(data)
+        def fetch(group: list[tuple[int, int]]) -> None:
+            begin = group[0][0]
+            data = memoryview(bytearray(max(map(sum, group)) - begin))
+            self._fetch(begin, data)
+            for offset, length in group:
+                self._kept[offset] = bytes(data[offset - begin : offset - begin + length])
 
-        run_jobs([place for place in wanted if place[1] > 0], fetch, PARALLEL)
+        run_jobs(groups, fetch, PARALLEL)
 
     def _fetch(self, offset: int, view: memoryview) -> None:
         """Fills ``view``; goes on where a connection broke, until several in a row give nothing."""

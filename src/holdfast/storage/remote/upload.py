@@ -96,8 +96,8 @@ class StagedObject:
 
     def _changed(self, begin: int, end: int) -> StorageError:
         return StorageError(
-            f"`{shown(self.path)}`: bytes {begin:,} to {end:,} changed while they were saved: something writes into the "
-            "tensors; save when it rests",
+            f"`{shown(self.path)}`: bytes {begin:,} to {end:,} changed while they were saved: something writes into "
+            "the tensors; save when it rests",
             file=self.path,
             offset=begin,
         )
