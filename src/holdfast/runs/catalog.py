@@ -17,6 +17,7 @@ from holdfast.runs.layout import (
     SUPERSEDED,
     parse_leftover,
     parse_step,
+    step_name,
     step_of_moved,
 )
 from holdfast.runs.manifest import Manifest, read_manifest, read_small
@@ -115,11 +116,16 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 def newest_step(root: str | os.PathLike[str]) -> int | None:
     """The highest step that has a folder, by names alone; None when there is none.
 
+    In a store it is the highest one with a manifest: other files may be left of one that was never committed.
+
     Raises:
         NotFound: there is no such folder.
         StorageError: it can't be read.
     """
-    return max((step for name in names_in(os.fspath(root)) if (step := parse_step(name)) is not None), default=None)
+    path = os.fspath(root)
+    steps = sorted((step for name in names_in(path) if (step := parse_step(name)) is not None), reverse=True)
+    whole = place_of(path).whole
+    return next((one for one in steps if whole or is_there(os.path.join(path, step_name(one), MANIFEST))), None)
 
 
 def scan(root: str | os.PathLike[str]) -> Catalog:

@@ -60,13 +60,13 @@ class Meta(msgspec.Struct, frozen=True):
         size: bytes.
         tag: its ETag; None where the store has none.
         version: its version; None where the store counts none.
-        modified: when it was written, by the store's clock.
+        modified: when it was written, by the store's clock; None where only a write was answered.
     """
 
     size: int
     tag: str | None
     version: str | None
-    modified: datetime.datetime
+    modified: datetime.datetime | None = None
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -227,20 +227,19 @@ class Store:
 
         self._call(key, "writing", lambda: obstore.put(self._inner, key, data, use_multipart=False))
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Writes an object unless there is one; whether it did. The store decides, for all who ask at once."""
+    def create(self, key: str, data: bytes) -> Meta | None:
+        """Writes an object unless there is one; None when there is. The store decides, for all who ask at once."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
             with self.reported(key, "creating", passed=(AlreadyExistsError, PreconditionError)):
-                obstore.put(self._inner, key, data, mode="create", use_multipart=False)
+                return _put(data, obstore.put(self._inner, key, data, mode="create", use_multipart=False))
         except (AlreadyExistsError, PreconditionError):
-            return False
-        return True
+            return None
 
-    def swap(self, key: str, data: bytes, meta: Meta) -> bool:
-        """Replaces an object if it still is the one that ``meta`` tells of; whether it was."""
+    def swap(self, key: str, data: bytes, meta: Meta) -> Meta | None:
+        """Replaces an object if it still is the one that ``meta`` tells of; None when it is not."""
         import obstore
         from obstore.exceptions import PreconditionError
 
@@ -248,10 +247,9 @@ class Store:
         mode: Any = {name: value for name, value in known.items() if value is not None}
         try:
             with self.reported(key, "replacing", passed=(PreconditionError, FileNotFoundError)):
-                obstore.put(self._inner, key, data, mode=mode, use_multipart=False)
+                return _put(data, obstore.put(self._inner, key, data, mode=mode, use_multipart=False))
         except (PreconditionError, FileNotFoundError):
-            return False
-        return True
+            return None
 
     def upload(self, key: str, size: int, blocks: Iterable[bytes]) -> None:
         """Writes a large object in parts; it appears with the last one. What fails is aborted, and nothing appears.
@@ -357,3 +355,7 @@ def _reason(text: str) -> str:
 
 def _meta(found: Any) -> Meta:
     return Meta(found["size"], found.get("e_tag"), found.get("version"), found["last_modified"])
+
+
+def _put(data: bytes, found: Any) -> Meta:
+    return Meta(len(data), found.get("e_tag"), found.get("version"))
