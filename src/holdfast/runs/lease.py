@@ -98,6 +98,12 @@ class RunLease:
                 file=self.root,
             )
 
+    def __enter__(self) -> RunLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Lets go of the run. Releasing twice, or in a forked child, changes nothing for the holder."""
         if self._pid != os.getpid():

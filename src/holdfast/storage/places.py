@@ -245,6 +245,11 @@ def place_of(path: StrPath) -> Place:
     return store_place(os.fspath(path))
 
 
+def absolute(path: StrPath) -> str:
+    """A path that means the same in every folder."""
+    return os.fspath(path).rstrip("/") if is_url(path) else os.path.abspath(path)
+
+
 def open_source(path: StrPath) -> ByteSource:
     """Opens a file for reading. Raises NotFound, StorageError."""
     return place_of(path).source(os.fspath(path))

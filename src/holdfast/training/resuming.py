@@ -20,7 +20,7 @@ from holdfast.runs.layout import parse_step
 from holdfast.runs.reference import locate
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child
-from holdfast.storage.places import is_url
+from holdfast.storage.places import absolute, is_url
 from holdfast.training.folder import RunFolder
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.restore import RestoreOptions, restore_objects
@@ -77,7 +77,7 @@ def _told(step: int) -> str:
 def _step_of(folder: RunFolder, reference: str) -> int:
     """The step of this run that a reference means: ``@step=1000``, ``@best``, or with the run's folder before it."""
     found = locate(f"{folder.root}{reference}" if reference.startswith("@") else reference)
-    if found is None or not _is_same(os.path.dirname(found if is_url(found) else os.path.abspath(found)), folder.root):
+    if found is None or not _is_same(os.path.dirname(absolute(found)), folder.root):
         raise ArgumentError(
             f"`{folder.root}`: resume={reference!r} is no checkpoint of this run: write resume='@step=1000', or "
             "start_from= to begin a run with another's weights",
