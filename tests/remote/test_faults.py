@@ -90,7 +90,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(monkeypatch: pytest.Monke
         run = holdfast.Run(f"{bucket.url}/a", model=net, big=nn.ParameterList([BIG]), rng=False)
         run.save(step=1)
         server.fault("die", "partNumber=2")
-        with pytest.raises(StorageError, match="failed: .*error sending request"):
+        with pytest.raises(StorageError, match=r"failed: .*error sending request"):
             run.save(step=2)
         assert server.ended
         with pytest.raises(StorageError):
