@@ -13,7 +13,9 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from holdfast.storage.remote import store
 
@@ -74,23 +76,28 @@ class Bucket:
         self.name = f"b{uuid.uuid4().hex[:16]}"
         server.ask("PUT", f"/{self.name}", b"")
         self.url = f"s3://{self.name}"
+        self._inner = S3Store(
+            self.name,
+            endpoint=server.url,
+            region="us-east-1",
+            access_key_id="key",
+            secret_access_key="secret",
+            client_options={"allow_http": True},
+        )
 
     def names(self, prefix: str = "") -> list[str]:
-        listed = self.server.ask("GET", f"/{self.name}?list-type=2&prefix={prefix}").decode()
-        return [part.split("</Key>")[0] for part in listed.split("<Key>")[1:]]
+        found = obstore.list(self._inner, prefix.rstrip("/") or None).collect()
+        return sorted(one["path"] for one in found)
 
     def uploads(self) -> int:
         """Uploads that were begun and neither completed nor aborted."""
         return self.server.ask("GET", f"/{self.name}?uploads").decode().count("<UploadId>")
 
     def get(self, key: str) -> bytes:
-        return self.server.ask("GET", f"/{self.name}/{key}")
+        return bytes(obstore.get(self._inner, key).bytes())
 
     def put(self, key: str, data: bytes) -> None:
-        self.server.ask("PUT", f"/{self.name}/{key}", data)
-
-    def delete(self, key: str) -> None:
-        self.server.ask("DELETE", f"/{self.name}/{key}")
+        obstore.put(self._inner, key, data, use_multipart=False)
 
 
 def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:

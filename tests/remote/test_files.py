@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.errors import CorruptFile, NotFound, StorageError
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
 from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.storage.places import open_source, place_of
 from holdfast.storage.remote.upload import StagedObject
@@ -215,9 +215,9 @@ def write_and_send(staged: StagedObject, requests: list[WriteRequest]) -> list[b
 def test_gaps_and_overlaps_are_the_writers_mistake(requests: list[WriteRequest], message: str) -> None:
     staged = StagedObject("s3://bucket/x")
     staged.allocate(4)
-    with pytest.raises(holdfast.ArgumentError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         write_and_send(staged, requests)
-    with pytest.raises(holdfast.ArgumentError, match="must come once, before anything is written"):
+    with pytest.raises(ArgumentError, match="must come once, before anything is written"):
         staged.allocate(4)
 
 

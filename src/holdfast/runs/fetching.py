@@ -61,7 +61,7 @@ def fetch(ref: StrPath, folder: StrPath) -> str:
     if checkpoint is None:
         with contextlib.closing(open_source(url)) as source:
             return _kept(folder, url, _identity(source), source)
-    with open_checkpoint(checkpoint) as opened:
+    with contextlib.closing(open_checkpoint(checkpoint)) as opened:
         return _kept(folder, checkpoint, opened.manifest.data + opened.manifest.time.isoformat(), opened)
 
 
