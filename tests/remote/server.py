@@ -60,7 +60,7 @@ class Faults:
         if kind == "unconditional":
             for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
                 environ.pop(name, None)
-        if "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ:
+        if environ["REQUEST_METHOD"] == "PUT" and {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & set(environ):
             with self._conditions:
                 return list(self._app(environ, start))
         answer = self._app(environ, start)

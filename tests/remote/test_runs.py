@@ -226,7 +226,9 @@ def test_quarantine_says_why(bucket: Bucket) -> None:
 
 def test_the_commands_of_a_run(bucket: Bucket) -> None:
     root = f"{bucket.url}/a"
-    train(root, 3, keep="last:3")
+    with holdfast.Run(root, model=nn.Linear(2, 1), keep="last:3") as run:
+        for step in (3, 6, 9):
+            run.save(step=step)
 
     def holdfast_(*arguments: str, code: int = 0) -> Any:
         command = [sys.executable, "-m", "holdfast", *arguments, "--json"]
@@ -241,7 +243,6 @@ def test_the_commands_of_a_run(bucket: Bucket) -> None:
     with RunLease(root):
         assert "writes this run" in holdfast_("prune", root, "--keep", "last:1", code=5)
     holdfast_("prune", root, "--keep", "last:1")
-    assert 6 not in steps(root)
-    assert {3, 9} <= set(steps(root))
+    assert steps(root) == [3, 9]
     assert holdfast_("explain", root)
     assert holdfast_("verify", root)
