@@ -24,7 +24,6 @@ from holdfast.runs.manifest import Manifest, read_manifest, read_small
 from holdfast.runs.run_file import BestRule
 from holdfast.state.encoding import loads
 from holdfast.storage.places import is_folder, is_there, names_in, place_of
-from holdfast.storage.workers import run_jobs
 
 _REASON_LIMIT = 64 << 10
 _AT_ONCE = 8
@@ -226,6 +225,8 @@ def _listed_far(paths: Mapping[int, str]) -> list[Listed]:
         except NotFound:
             return
         found[step] = one
+
+    from holdfast.storage.workers import run_jobs
 
     run_jobs(paths, look, _AT_ONCE)
     return [found[step] for step in sorted(found)]

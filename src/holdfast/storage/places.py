@@ -10,11 +10,13 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from holdfast.errors import ArgumentError, NotFound, StorageError
-from holdfast.storage.requests import WriteRequest, Written
 from holdfast.storage.source import ByteSource, FileSource, shown, status_of
+
+if TYPE_CHECKING:
+    from holdfast.storage.requests import WriteRequest, Written
 
 StrPath = str | os.PathLike[str]
 Kind = Literal["file", "folder"]
