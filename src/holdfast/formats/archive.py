@@ -36,8 +36,8 @@ _RATIO = 1032
 """No deflate stream grows by more: https://zlib.net/zlib_tech.html."""
 _INFLATED_BASE, _INFLATED_FACTOR = 64 << 20, 32
 """Inflated bytes that an archive may have: a base and a multiple of its size."""
-_AROUND = 2 << 10
-"""Bytes from a local header on that are fetched from far away: what is read of them, as a rule."""
+_BEFORE, _AFTER = 256, 2 << 10
+"""Bytes around a local header that are fetched from far away: the descriptor of the record before it, and itself."""
 _SLACK = 1 << 10
 """Bytes that deflate may add to what it can't shrink, for the beginning of a record."""
 
@@ -314,7 +314,7 @@ def _check_headers(source: ByteSource, file: str, records: Sequence[Record], dir
     window = Window(source)
     prefetch = getattr(source, "prefetch", None)
     if prefetch is not None:  # from far away: one by one, each would cost a way there and back
-        prefetch([(record.header, _AROUND) for record in ordered])
+        prefetch([(max(0, record.header - _BEFORE), _BEFORE + _AFTER) for record in ordered])
     free = 0
     for index, record in enumerate(ordered):
         following = ordered[index + 1].header if index + 1 < len(ordered) else directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 import time
 
@@ -12,6 +13,8 @@ from holdfast.storage.workers import BLOCK, run_jobs
 
 _AHEAD = 64 << 10
 """Bytes that are fetched at least: headers are read in small pieces, and each way to the store and back costs time."""
+_KEPT = 16 << 20
+"""Bytes of headers that are remembered."""
 _BROKEN = 4
 """Connections that may break in a row, without a byte between, before the read is given up."""
 
@@ -53,7 +56,9 @@ class RemoteSource(FilledSource):
             raise NotFound(f"`{shown(self.name)}`: no such object", file=self.name)
         self.meta: Meta = meta
         self._ahead = _Ahead()
-        self._kept: dict[int, bytes] = {}
+        self._guard = threading.Lock()
+        self._left = _KEPT
+        self._kept: list[tuple[int, memoryview]] = []
 
     @property
     def size(self) -> int:
@@ -67,11 +72,11 @@ class RemoteSource(FilledSource):
         elif view.nbytes:
             view[:] = self._small(offset, view.nbytes)
 
-    def _small(self, offset: int, length: int) -> memoryview | bytes:
+    def _small(self, offset: int, length: int) -> memoryview:
         """A piece of a block that is fetched as a whole: of 64 KiB, or of 8 MiB where reads follow one another."""
-        kept = self._kept.get(offset)
-        if kept is not None and len(kept) >= length:
-            return kept[:length]
+        kept = self._kept_piece(offset, length)
+        if kept is not None:
+            return kept
         ahead = self._ahead
         at = offset - ahead.begin
         if not 0 <= at <= ahead.data.nbytes - length:
@@ -80,7 +85,23 @@ class RemoteSource(FilledSource):
             data = memoryview(bytearray(size))
             self._fetch(offset, data)
             ahead.begin, ahead.data, at = offset, data, 0
+            if not follows:
+                self._keep(offset, data)
         return ahead.data[at : at + length]
+
+    def _keep(self, offset: int, data: memoryview) -> None:
+        """Remembers a block of headers, up to a limit: they are read here and there, and some of them again."""
+        with self._guard:
+            if self._left >= data.nbytes:
+                self._left -= data.nbytes
+                bisect.insort(self._kept, (offset, data), key=lambda one: one[0])
+
+    def _kept_piece(self, offset: int, length: int) -> memoryview | None:
+        with self._guard:
+            index = bisect.bisect_right(self._kept, offset, key=lambda one: one[0]) - 1
+            begin, data = self._kept[index] if index >= 0 else (0, memoryview(b""))
+        at = offset - begin
+        return data[at : at + length] if at + length <= data.nbytes else None
 
     def prefetch(self, places: list[tuple[int, int]]) -> None:
         """Fetches many small pieces that will be read soon, several at a time.
@@ -88,22 +109,20 @@ class RemoteSource(FilledSource):
         Args:
             places: (offset, bytes) of each, in order; what reaches past the end is left out.
         """
-        groups: list[list[tuple[int, int]]] = []
-        for offset, wanted in places:
-            length = min(wanted, self.size - offset)
-            if length <= 0:
+        groups: list[list[int]] = []
+        for offset, length in places:
+            end = min(offset + length, self.size)
+            if end <= offset:
                 continue
-            if groups and offset - sum(groups[-1][-1]) < _AHEAD and offset - groups[-1][0][0] < PART:
-                groups[-1].append((offset, length))
+            if groups and offset - groups[-1][1] < _AHEAD and end - groups[-1][0] <= PART:
+                groups[-1][1] = max(end, groups[-1][1])
             else:
-                groups.append([(offset, length)])
+                groups.append([offset, end])
 
-        def fetch(group: list[tuple[int, int]]) -> None:
-            begin = group[0][0]
-            data = memoryview(bytearray(max(map(sum, group)) - begin))
-            self._fetch(begin, data)
-            for offset, length in group:
-                self._kept[offset] = bytes(data[offset - begin : offset - begin + length])
+        def fetch(group: list[int]) -> None:
+            data = memoryview(bytearray(group[1] - group[0]))
+            self._fetch(group[0], data)
+            self._keep(group[0], data)
 
         run_jobs(groups, fetch, PARALLEL)
 
@@ -134,4 +153,4 @@ class RemoteSource(FilledSource):
 
     def close(self) -> None:
         """Lets go of what was fetched ahead."""
-        self._ahead, self._kept = _Ahead(), {}
+        self._ahead, self._kept = _Ahead(), []
