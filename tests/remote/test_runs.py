@@ -58,6 +58,25 @@ def test_a_run_goes_on_bit_for_bit(bucket: Bucket, background: bool) -> None:
     assert torch.equal(run.last.build("model")[0].weight, parts[0].weight)  # type: ignore[index]
 
 
+def test_a_background_save_holds_one_moment_while_training_goes_on(faulty: Bucket) -> None:
+    """The upload is read in two passes; optimizer steps fall before, between and after them."""
+    net = nn.Linear(1500, 1500)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    with holdfast.Run(f"{faulty.url}/a", model=net, optimizer=opt, background=True, rng=False) as run:
+        for step in (1, 2):
+            faulty.server.fault("slow", "partNumber=1")
+            at_save = net.weight.detach().clone()
+            saved = run.save(step=step)
+            for _ in range(3):
+                net(torch.ones(1, 1500)).sum().backward()
+                opt.step()
+            assert not saved.done
+            saved.wait()
+            assert not torch.equal(net.weight, at_save)
+            assert torch.equal(holdfast.load(f"{faulty.url}/a@last")["model"]["weight"], at_save)
+    assert holdfast.verify(f"{faulty.url}/a").status == "OK"
+
+
 def test_the_layout_is_the_one_that_is_written_down(bucket: Bucket) -> None:
     train(f"{bucket.url}/a", 1)
     manifest = read_manifest(f"{bucket.url}/a/step-00000003")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.errors import ArgumentError, MissingExtra, NotFound, StorageError
+from holdfast.errors import ArgumentError, MissingExtra, NotFound, StorageError, UnknownFormat
 from holdfast.storage.places import absolute, is_url
 from holdfast.storage.remote import store
 from holdfast.storage.remote.store import split_url
@@ -60,6 +60,20 @@ def test_what_is_no_url_of_an_object_is_said(url: str, message: str) -> None:
 def test_a_bucket_alone_is_no_object(memory: str) -> None:
     with pytest.raises(ArgumentError, match="is a whole bucket; name an object in it"):
         holdfast.save({"w": torch.ones(1)}, memory)
+
+
+def test_a_folder_that_is_no_run_is_described(memory: str) -> None:
+    holdfast.save({"w": torch.ones(1)}, f"{memory}/folder/w.pt")
+    for verb in (holdfast.load, holdfast.verify):
+        with pytest.raises(UnknownFormat, match=r"is a folder and no run. It has w.pt; .* Name a file in it"):
+            verb(f"{memory}/folder")
+
+
+def test_adopting_wants_folders(memory: str, tmp_path: Path) -> None:
+    from holdfast.surgery.adoption.writing import refuse_target
+
+    with pytest.raises(ArgumentError, match="copy the new run into the store when it is done"):
+        refuse_target(str(tmp_path), f"{memory}/a")
 
 
 def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
 from holdfast.runs.elsewhere import found_at
 from holdfast.state.paths import printable
-from holdfast.storage.places import is_file, is_folder, is_there, names_in
+from holdfast.storage.places import is_file, is_folder, is_there, is_url, names_in
 from holdfast.storage.source import StreamSource
 
 _SHOWN = 8
@@ -66,6 +66,12 @@ def _open_stream(f: Any) -> Container:
 def _open_weights(path: str) -> Container:
     """A folder of weights as other libraries write it, else an error that says what was seen."""
     names = names_in(path)
+    if is_url(path):
+        raise UnknownFormat(
+            f"`{printable(path)}`: is a folder and no run. {_seen(names)}; of folders in a store only runs and their "
+            "steps are read. Name a file in it, or copy it to a disk first",
+            file=path,
+        )
     try:
         return open_path(path)
     except UnknownFormat as reason:
