@@ -8,7 +8,7 @@ holds them. Writing, reading and hashing let go of the interpreter lock, so thre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -239,10 +239,6 @@ def _resolved(source: ByteSource, offset: int) -> tuple[ByteSource, int]:
     return source, offset
 
 
-def _at(item: ReadRequest | Check) -> tuple[ByteSource, int]:
-    return _resolved(item.source, item.offset)
-
-
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 _NOTHING = ("", 0)
@@ -275,8 +271,8 @@ def _workers(sources: Iterable[object], workers: int | None) -> int | None:
 
 
 def _scan(items: Sequence[ReadRequest | Check], workers: int | None, *, strict: bool) -> list[Damage]:
-    workers = _workers({id(source): source for source, _ in map(_at, items)}.values(), workers)
     scan = _Scan(items, strict=strict)
+    workers = _workers(scan.sources, workers)
     run_jobs(cut_jobs(scan.lengths, workers), scan.do, workers)
     return scan.result()
 
@@ -287,12 +283,17 @@ class _Scan:
     def __init__(self, items: Sequence[ReadRequest | Check], *, strict: bool) -> None:
         self._items = items
         self._strict = strict
-        self._places = [_at(item) for item in items]
+        self._places = [_resolved(item.source, item.offset) for item in items]
         self._into = [byte_view(item.into) if isinstance(item, ReadRequest) else None for item in items]
         self._damage: list[tuple[int, int, Damage]] = []
         self._chunks: list[tuple[str, ...] | None] = []
         self._crcs: dict[int, list[int]] = {}
         self.lengths = [self._plan(index, item) for index, item in enumerate(items)]
+
+    @property
+    def sources(self) -> Collection[ByteSource]:
+        """What is read, each once."""
+        return {id(source): source for source, _ in self._places}.values()
 
     def _plan(self, index: int, item: ReadRequest | Check) -> int:
         """Checks what can be checked without reading; returns how many bytes to read."""
