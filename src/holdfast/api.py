@@ -52,7 +52,7 @@ def save(
 
     Args:
         obj: dicts, lists and tuples of tensors, plain values and objects with ``state_dict``; or one of these alone.
-        f: a path or a binary file object. Missing folders are created.
+        f: a path, a URL (``s3://bucket/net.pt``) or a binary file object. Missing folders are created.
         format: ``pt``, ``safetensors``, ``npz`` (arrays only) or ``torch-legacy`` (the stream before torch 1.6); by
             default by suffix: ``.safetensors``, ``.npz``, and ``pt`` for any other.
         config: plain data with which the model is constructed, recorded for ``build``. Found without being given when

@@ -62,7 +62,7 @@ def test_a_str_path(tmp_path: Path) -> None:
     [
         (5, {}, r"can't save to a int: give a path or a file object opened with mode 'wb'"),
         ("a.pt", {"format": "onnx"}, r"format 'onnx' is unknown; there are: pt, safetensors"),
-        ("s3://bucket/a.pt", {}, r"`s3://bucket/a.pt`: saving to a URL is not in this version; save to a path"),
+        ("ftp://host/a.pt", {}, r"`ftp://host/a.pt`: ftp:// is no object store known here; there are: s3://"),
         ("a.pt", {"metadata": {"a": 1}}, r"metadata maps strings to strings; 'a' is 1"),
         ("a.pt", {"config": {"a": 1}}, r"config= belongs to one module, 2 are saved; save them apart"),
     ],

@@ -25,6 +25,7 @@ VERBS = {
     "explain": "which checkpoint a run resumes from, and why each is kept",
     "export": "a model for another runtime, compared with itself",
     "extract": "one part of a file as a file of its own",
+    "fetch": "a copy of what is in a store, verified and kept on this machine",
     "inspect": "what a file, checkpoint or run holds",
     "ls": "the checkpoints of a run",
     "merge": "several files as one",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from holdfast.cli.output import say, say_json
 from holdfast.errors import NotFound
 from holdfast.runs.reference import FORMS, locate
 from holdfast.state.paths import printable
+from holdfast.storage.places import absolute
 
 
 @click.command("path", epilog='Example: cp "$(holdfast path runs/a@best)/model.safetensors" best.safetensors')
@@ -19,7 +18,7 @@ def command(ref: str, as_json: bool) -> None:
     """Print the folder of the checkpoint that REF names: runs/a@best, runs/a@step=1000, runs/a (its last)."""
     folder = checkpoint_folder(ref)
     if as_json:
-        say_json({"path": folder, "absolute": os.path.abspath(folder)})
+        say_json({"path": folder, "absolute": absolute(folder)})
     else:
         say(printable(folder))
 

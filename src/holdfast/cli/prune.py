@@ -10,7 +10,7 @@ import click
 from holdfast.cli.output import coloured, say, say_json, say_table, size_text
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.runs.catalog import Catalog
-from holdfast.runs.lock import RunLock
+from holdfast.runs.lock import lock_run
 from holdfast.runs.moves import prune, sweep_run
 from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
 from holdfast.runs.run_file import read_pins
@@ -34,7 +34,7 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
         plan = _plan(folder, keep)
     else:
         scan_run(folder)  # before the lock, which would make a folder that is not there
-        with RunLock(folder):
+        with lock_run(folder):
             plan = _plan(folder, keep)
             if not all(one.keep for one in plan.decisions):
                 _check_newest(plan.catalog)

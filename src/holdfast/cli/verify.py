@@ -14,10 +14,11 @@ from holdfast.cli.output import coloured, say, say_json, size_text
 from holdfast.errors import ArgumentError
 from holdfast.runs.catalog import is_run
 from holdfast.runs.layout import MANIFEST, parse_step
-from holdfast.runs.lock import RunLock
+from holdfast.runs.lock import lock_run
 from holdfast.runs.moves import quarantine
 from holdfast.runs.verify import Verified, VerifyReport, verify
 from holdfast.state.paths import printable
+from holdfast.storage.places import is_folder, is_there
 
 _COLOURS = {"OK": "green", "CORRUPT": "red", "NOT VERIFIABLE": "yellow"}
 _CODES = {"OK": 0, "CORRUPT": 2, "NOT VERIFIABLE": 0}
@@ -37,10 +38,10 @@ def command(f: str, strict: bool, set_aside: bool, as_json: bool) -> int:
 
     A training that resumes sets a damaged step aside by itself; --set-aside does it now.
     """
-    whole_run = os.path.isdir(f) and is_run(f) and not os.path.lexists(os.path.join(f, MANIFEST))
+    whole_run = is_folder(f) and is_run(f) and not is_there(os.path.join(f, MANIFEST))
     if set_aside and not whole_run:
         raise ArgumentError(f"`{printable(f)}`: is no run's folder: only steps of a run can be set aside", file=f)
-    with RunLock(f) if set_aside else contextlib.nullcontext():
+    with lock_run(f) if set_aside else contextlib.nullcontext():
         with _progress(quiet=as_json) as progress:
             report = verify(f, progress=progress)
         damaged = [one for one in report.items if whole_run and one.status == "CORRUPT"]

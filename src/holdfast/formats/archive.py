@@ -38,6 +38,8 @@ _RATIO = 1032
 """No deflate stream grows by more: https://zlib.net/zlib_tech.html."""
 _INFLATED_BASE, _INFLATED_FACTOR = 64 << 20, 32
 """Inflated bytes that an archive may have: a base and a multiple of its size."""
+_BEFORE, _AFTER = 256, 2 << 10
+"""Bytes around a local header that are fetched from far away: the descriptor of the record before it, and itself."""
 _SLACK = 1 << 10
 """Bytes that deflate may add to what it can't shrink, for the beginning of a record."""
 
@@ -314,6 +316,9 @@ def _check_headers(source: ByteSource, file: str, records: Sequence[Record], dir
     """Compares each local header (and descriptor) with the directory, and lets no two records overlap."""
     ordered = sorted(records, key=lambda record: record.header)
     window = Window(source)
+    prefetch = getattr(source, "prefetch", None)
+    if prefetch is not None:  # from far away: one by one, each would cost a way there and back
+        prefetch([(max(0, record.header - _BEFORE), _BEFORE + _AFTER) for record in ordered])
     free = 0
     for index, record in enumerate(ordered):
         following = ordered[index + 1].header if index + 1 < len(ordered) else directory

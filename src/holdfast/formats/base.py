@@ -17,7 +17,7 @@ from holdfast.spec import TensorSpec
 from holdfast.storage.source import ByteSource
 
 if TYPE_CHECKING:
-    from holdfast.storage.staged import StagedFile
+    from holdfast.storage.places import Staged
 
 
 INDEX_SUFFIX = ".index.json"
@@ -133,6 +133,6 @@ class Format(Protocol):
         """Reads and checks the headers. Raises FormatError."""
         ...
 
-    def write(self, staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+    def write(self, staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
         """Writes a document; returns what a caller should be told (``notes``: list of str)."""
         ...

@@ -11,6 +11,7 @@ from holdfast.errors import NotFound, UnknownFormat
 from holdfast.formats import safetensors
 from holdfast.formats.base import INDEX_SUFFIX, Container, Format
 from holdfast.state.paths import printable
+from holdfast.storage.places import is_url, open_source
 from holdfast.storage.source import ByteSource, FileSource
 
 HEAD = 4096
@@ -45,6 +46,8 @@ def open_path(path: str | os.PathLike[str]) -> Container:
         FormatError: as :func:`open_container`.
     """
     name = os.fspath(path)
+    if is_url(name):
+        return _open_source(open_source(name), name)
     if os.path.isdir(name):
         from holdfast.formats import dcp
 
@@ -59,7 +62,10 @@ def open_path(path: str | os.PathLike[str]) -> Container:
         from holdfast.formats import index
 
         return index.open_index(name, open_container)
-    source = FileSource(name)
+    return _open_source(FileSource(name), name)
+
+
+def _open_source(source: ByteSource, name: str) -> Container:
     try:
         return open_container(source, name)
     except BaseException:

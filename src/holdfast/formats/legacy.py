@@ -24,9 +24,9 @@ from holdfast.formats.rebuild import BASE_NODES, NODES_PER_BYTE, Builder
 from holdfast.spec import BY_STORAGE
 from holdfast.state.paths import printable
 from holdfast.state.values import Tree, Typed
+from holdfast.storage.places import Staged
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, shown
-from holdfast.storage.staged import StagedFile
 
 NAME = "torch-legacy"
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
@@ -200,7 +200,7 @@ def read_pickle(source: ByteSource, file: str, at: int) -> tuple[bytes, Parsed]:
 # -- writing
 
 
-def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+def write(staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes a document as torch before 1.6 would.
 
     Args:

@@ -32,8 +32,8 @@ from holdfast.formats.zips import first_name
 from holdfast.formats.zipwriter import directory, directory_size, plan
 from holdfast.spec import contiguous_stride
 from holdfast.state.values import Tree, Typed
-from holdfast.storage.atomic import StagedFile
 from holdfast.storage.digest import crc32, crc32_combine
+from holdfast.storage.places import Staged
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, MemorySource, shown
 
@@ -217,7 +217,7 @@ class Npz(Container):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+def write(staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes the arrays of a document under their dotted paths, uncompressed.
 
     Args:

@@ -39,7 +39,7 @@ from holdfast.storage.digest import digest_bytes
 from holdfast.storage.source import ByteSource
 
 if TYPE_CHECKING:
-    from holdfast.storage.staged import StagedFile
+    from holdfast.storage.places import Staged
 
 NAME = "safetensors"
 SUFFIXES: tuple[str, ...] = (".safetensors",)
@@ -220,7 +220,7 @@ _LONG = tuple[str, str, Shape, Shape | None, Count, bool, Shape | None]
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+def write(staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes a document with our record: any safetensors reader finds its tensors by their dotted paths.
 
     Args:

@@ -17,8 +17,8 @@ from holdfast.spec import CHUNK, DTYPES
 from holdfast.state.encoding import dumps, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.digest import digest_bytes
+from holdfast.storage.places import Staged
 from holdfast.storage.requests import WriteRequest, Written
-from holdfast.storage.staged import StagedFile
 
 _ALIGNMENT = 64
 """Data begins at a multiple of this many bytes, so that a mapped file can be used in place."""
@@ -42,7 +42,7 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 def write_tensors(
-    staged: StagedFile, named: Sequence[tuple[str, StoredTensor]], metadata: Mapping[str, str] | None = None
+    staged: Staged, named: Sequence[tuple[str, StoredTensor]], metadata: Mapping[str, str] | None = None
 ) -> list[Placed]:
     """Writes tensors under the names given, without a record of ours.
 
@@ -75,7 +75,7 @@ def _row_major(name: str, tensor: StoredTensor) -> Packed:
 
 
 @collector_paused
-def write_document(staged: StagedFile, document: Document) -> Mapping[str, Any]:
+def write_document(staged: Staged, document: Document) -> Mapping[str, Any]:
     """Writes a document with our record; see :func:`holdfast.formats.safetensors.write`."""
     if RECORD in document.metadata:
         raise UnsupportedValue(f"metadata key {RECORD!r} is taken by the record that holdfast writes; rename it")
@@ -92,7 +92,7 @@ def write_document(staged: StagedFile, document: Document) -> Mapping[str, Any]:
     return {"notes": packing.notes}
 
 
-def _write(staged: StagedFile, entries: list[Packed], texts: Callable[[str], dict[str, str]]) -> list[Placed]:
+def _write(staged: Staged, entries: list[Packed], texts: Callable[[str], dict[str, str]]) -> list[Placed]:
     """Tensor bytes first, in parallel; the header, whose length is known before its digests are, last."""
     # The largest items first: then each tensor is aligned to its own item size without holes.
     order = sorted(range(len(entries)), key=lambda index: -DTYPES[entries[index].dtype].itemsize)
@@ -120,7 +120,7 @@ def _write(staged: StagedFile, entries: list[Packed], texts: Callable[[str], dic
     ]
 
 
-def _header(staged: StagedFile, texts: dict[str, str], rows: dict[str, HeaderEntry]) -> bytes:
+def _header(staged: Staged, texts: dict[str, str], rows: dict[str, HeaderEntry]) -> bytes:
     try:
         header = dumps({RESERVED: texts, **rows})
     except UnicodeEncodeError as reason:

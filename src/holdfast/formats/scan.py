@@ -21,7 +21,8 @@ from holdfast.formats.opcodes import Machine
 from holdfast.formats.pickles import run
 from holdfast.formats.verdicts import ORDER, Finding, Verdict, judge
 from holdfast.state.paths import printable
-from holdfast.storage.source import ByteSource, FileSource, MemorySource, StreamSource, SubSource
+from holdfast.storage.places import is_url, open_source
+from holdfast.storage.source import ByteSource, MemorySource, StreamSource, SubSource
 
 PICKLE_LIMIT = 256 << 20
 """Bytes of the largest pickle that is looked into."""
@@ -130,9 +131,9 @@ def scan(f: str | os.PathLike[str] | IO[bytes]) -> ScanReport:
         stream = StreamSource(f)
         return _report(stream, stream.name)
     file = os.fspath(f)
-    if not os.path.isfile(file):
+    if not is_url(file) and not os.path.isfile(file):
         raise NotFound(f"`{printable(file)}`: no such file", file=file)
-    source = FileSource(file)
+    source = open_source(file)
     try:
         return _report(source, file)
     finally:

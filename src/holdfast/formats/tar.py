@@ -23,8 +23,8 @@ from holdfast.formats.tensors import MAX_RANK, stored_tensor
 from holdfast.spec import BY_STORAGE, DTYPES, TensorSpec
 from holdfast.state.paths import printable
 from holdfast.state.values import Typed
+from holdfast.storage.places import Staged
 from holdfast.storage.source import ByteSource, SubSource, shown
-from holdfast.storage.staged import StagedFile
 
 NAME = "torch-tar"
 SUFFIXES: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def open(source: ByteSource, file: str) -> TorchTar:  # noqa: A001 - a Format's 
     return TorchTar(source, file)
 
 
-def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+def write(staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes nothing: no torch since 2017 writes this format.
 
     Raises:

@@ -24,7 +24,7 @@ from holdfast.storage.digest import digest_bytes
 from holdfast.storage.source import ByteSource, shown
 
 if TYPE_CHECKING:
-    from holdfast.storage.staged import StagedFile
+    from holdfast.storage.places import Staged
 
 NAME = "torch-zip"
 SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -284,7 +284,7 @@ def seal(digest: str) -> bytes:
 # -- writing
 
 
-def write(staged: StagedFile, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
+def write(staged: Staged, document: Document, *, top: str = "archive") -> Mapping[str, Any]:
     """Writes a document as torch would, with our record beside it.
 
     Args:

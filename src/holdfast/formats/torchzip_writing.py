@@ -17,8 +17,8 @@ from holdfast.formats.zipwriter import ALIGNMENT, Planned, directory, directory_
 from holdfast.spec import CHUNK
 from holdfast.state.encoding import to_json
 from holdfast.storage.digest import crc32, digest_bytes
+from holdfast.storage.places import Staged
 from holdfast.storage.requests import WriteRequest
-from holdfast.storage.staged import StagedFile
 
 _SMALL = 64 << 10
 """Storages up to this size are written together with the headers around them."""
@@ -26,7 +26,7 @@ _BLOCK = 8 << 20
 
 
 @collector_paused
-def write_document(staged: StagedFile, document: Document, top: str) -> None:
+def write_document(staged: Staged, document: Document, top: str) -> None:
     """Writes a document and our record; see :func:`holdfast.formats.torchzip.write`."""
     emitted = emit(document.tree)
     segments, own = _own_record(document, emitted.segments, emitted.data)
@@ -106,7 +106,7 @@ class _Writing:
     a file of fifty thousand small tensors takes a few dozen writes.
     """
 
-    def __init__(self, staged: StagedFile, own: Own, planned: Mapping[str, Planned]) -> None:
+    def __init__(self, staged: Staged, own: Own, planned: Mapping[str, Planned]) -> None:
         self._staged = staged
         self._own = own
         self._planned = planned

@@ -10,9 +10,8 @@ from typing import IO, Any
 from holdfast.errors import ArgumentError
 from holdfast.formats import legacy, npz, safetensors, torchzip
 from holdfast.formats.base import Document, Format
-from holdfast.state.paths import printable
-from holdfast.storage.atomic import replace_file
-from holdfast.storage.source import ByteSource, FileSource
+from holdfast.storage.places import place_of
+from holdfast.storage.source import ByteSource
 from holdfast.storage.streamed import stage_into
 
 Destination = str | os.PathLike[str] | IO[bytes]
@@ -38,10 +37,6 @@ def format_for(f: Destination, wanted: str | None) -> str:
         return wanted
     if isinstance(f, str | os.PathLike):
         text = os.fspath(f)
-        if "://" in text:
-            raise ArgumentError(
-                f"`{printable(text)}`: saving to a URL is not in this version; save to a path", file=text
-            )
         for name in ("safetensors", "npz"):
             if text.endswith(FORMATS[name].SUFFIXES):
                 return name
@@ -72,13 +67,13 @@ def write_document(
     if isinstance(f, str | os.PathLike):
         stem = os.path.splitext(os.path.basename(os.fspath(f)))[0]
         top = stem if stem.isascii() and stem else "archive"  # as torch.save names the folder inside its archive
-        staging = replace_file(f, durable=durable)
+        staging = place_of(f).stage(os.fspath(f), durable=durable)
     else:
         staging = stage_into(f, shown_name(f))
     with staging as staged:
         told = FORMATS[name].write(staged, document, top=top)
         if check is not None:
-            with contextlib.closing(FileSource(staged.fd, name=staged.path)) as written:
+            with contextlib.closing(staged.written()) as written:
                 check(written)
     return staged.size, list(told.get("notes", []))
 

@@ -17,14 +17,17 @@ from holdfast.runs.layout import (
     SUPERSEDED,
     parse_leftover,
     parse_step,
+    step_name,
+    step_of_moved,
 )
 from holdfast.runs.manifest import Manifest, read_manifest, read_small
 from holdfast.runs.run_file import BestRule
 from holdfast.state.encoding import loads
-from holdfast.state.paths import printable
-from holdfast.storage.source import is_folder, is_there
+from holdfast.storage.places import is_folder, is_there, names_in, place_of
 
 _REASON_LIMIT = 64 << 10
+_AT_ONCE = 8
+"""Manifests of a store that are read at a time."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -100,8 +103,8 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
     if is_there(os.path.join(path, RUN_FILE)):
         return True
     try:
-        names = os.listdir(path)
-    except OSError:
+        names = names_in(path)
+    except (NotFound, StorageError):
         return False
     return names == [LOCK_FILE] or any(
         parse_step(name) is not None or parse_leftover(name) is not None or name.startswith(f".{RUN_FILE}.")
@@ -112,11 +115,16 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 def newest_step(root: str | os.PathLike[str]) -> int | None:
     """The highest step that has a folder, by names alone; None when there is none.
 
+    In a store it is the highest one with a manifest: other files may be left of one that was never committed.
+
     Raises:
         NotFound: there is no such folder.
         StorageError: it can't be read.
     """
-    return max((step for name in names_in(os.fspath(root)) if (step := parse_step(name)) is not None), default=None)
+    path = os.fspath(root)
+    steps = sorted((step for name in names_in(path) if (step := parse_step(name)) is not None), reverse=True)
+    whole = place_of(path).whole
+    return next((one for one in steps if whole or is_there(os.path.join(path, step_name(one), MANIFEST))), None)
 
 
 def scan(root: str | os.PathLike[str]) -> Catalog:
@@ -130,14 +138,16 @@ def scan(root: str | os.PathLike[str]) -> Catalog:
     names = names_in(path)
     steps = sorted(step for name in names if (step := parse_step(name)) is not None)
     by_step = {parse_step(name): name for name in names}
-    listed = [_listed(os.path.join(path, by_step[step]), step) for step in steps]
-    return Catalog(
-        root=path,
-        checkpoints=tuple(one for one in listed if one.manifest or is_there(one.path)),  # else pruned meanwhile
-        partial=tuple(sorted(step for name in names if (step := parse_leftover(name)) is not None)),
-        quarantined=_moved(path, QUARANTINE, names),
-        superseded=_moved(path, SUPERSEDED, names),
-    )
+    paths = {step: os.path.join(path, by_step[step]) for step in steps}
+    quarantined, superseded = _moved(path, QUARANTINE, names), _moved(path, SUPERSEDED, names)
+    if place_of(path).whole:
+        listed = [_listed(paths[step], step) for step in steps]
+        checkpoints = tuple(one for one in listed if one.manifest or is_there(one.path))  # else pruned meanwhile
+        partial = tuple(sorted(step for name in names if (step := parse_leftover(name)) is not None))
+    else:
+        checkpoints = tuple(_listed_far(paths))
+        partial = _unfinished(steps, checkpoints, (*quarantined, *superseded))
+    return Catalog(path, checkpoints, partial, quarantined, superseded)
 
 
 def choose_resume(catalog: Catalog) -> Choice:
@@ -191,21 +201,6 @@ def metric_of(one: Listed, metric: str) -> float | None:
     return None if value is None or value != value else value
 
 
-def names_in(folder: str) -> list[str]:
-    """The names in a folder, sorted.
-
-    Raises:
-        NotFound: there is no such folder.
-        StorageError: it can't be read.
-    """
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"`{printable(folder)}`: no such folder", file=folder) from None
-    except OSError as error:
-        raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
-
-
 def read_reason(root: str | os.PathLike[str], name: str) -> str:
     """Why the quarantined folder ``name`` was set aside; says so where nothing readable tells."""
     folder = os.path.join(os.fspath(root), QUARANTINE, name)
@@ -217,6 +212,32 @@ def read_reason(root: str | os.PathLike[str], name: str) -> str:
     return text if isinstance(text, str) else f"has no {REASON} that can be read"
 
 
+def _listed_far(paths: Mapping[int, str]) -> list[Listed]:
+    """The checkpoints among the steps of a run in a store, several manifests at a time: each way there costs time.
+
+    A step without a manifest was not committed, or pruned meanwhile.
+    """
+    found: dict[int, Listed] = {}
+
+    def look(step: int) -> None:
+        try:
+            one = _listed_or_absent(paths[step], step)
+        except NotFound:
+            return
+        found[step] = one
+
+    from holdfast.storage.workers import run_jobs
+
+    run_jobs(paths, look, _AT_ONCE)
+    return [found[step] for step in sorted(found)]
+
+
+def _unfinished(steps: Sequence[int], checkpoints: Sequence[Listed], moved: Sequence[str]) -> tuple[int, ...]:
+    """Steps of a run in a store of which a writer left files, and nothing that commits them."""
+    known = {one.step for one in checkpoints} | {step_of_moved(name) for name in moved}
+    return tuple(step for step in steps if step not in known)
+
+
 def _moved(path: str, name: str, names: Sequence[str]) -> tuple[str, ...]:
     folder = os.path.join(path, name)
     if name not in names or not is_folder(folder):
@@ -226,9 +247,14 @@ def _moved(path: str, name: str, names: Sequence[str]) -> tuple[str, ...]:
 
 def _listed(path: str, step: int) -> Listed:
     try:
-        manifest = read_manifest(path)
+        return _listed_or_absent(path, step)
     except NotFound:
         return Listed(step, path, None, f"has no {MANIFEST}: it was not committed by holdfast")
+
+
+def _listed_or_absent(path: str, step: int) -> Listed:
+    try:
+        manifest = read_manifest(path)
     except (FormatError, StorageError) as reason:
         return Listed(step, path, None, str(reason))
     if manifest.step != step:

@@ -14,12 +14,13 @@ from holdfast.runs.entries import (
     decode_state,
     owner_key,
 )
-from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
+from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, data_folder, inside
 from holdfast.runs.manifest import FileRecord, read_manifest, read_small
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
-from holdfast.storage.source import FileSource, is_folder, is_there, open_source
+from holdfast.storage.places import is_there, is_url, open_source
+from holdfast.storage.source import ByteSource, is_folder
 
 
 class Checkpoint(Container):
@@ -27,6 +28,7 @@ class Checkpoint(Container):
 
     Attributes:
         manifest: what the checkpoint is.
+        data: the folder of its files.
         entries: one for each tensor, and one for each run of bytes that only views refer to.
     """
 
@@ -35,14 +37,15 @@ class Checkpoint(Container):
     def __init__(self, folder: str) -> None:
         self.file = folder
         self.manifest = read_manifest(folder)
+        self.data = data_folder(folder, self.manifest.data)
         self.entries = decode_entries(
-            self._recorded(ENTRIES, ENTRIES_LIMIT), self.manifest.files, os.path.join(folder, ENTRIES)
+            self._recorded(ENTRIES, ENTRIES_LIMIT), self.manifest.files, os.path.join(self.data, ENTRIES)
         )
-        self._sources: dict[str, FileSource] = {}
+        self._sources: dict[str, ByteSource] = {}
         try:
             for name, record in self.manifest.files.items():
                 if name not in (ENTRIES, STATE):
-                    self._sources[name] = _open_recorded(folder, name, record)
+                    self._sources[name] = _open_recorded(self.data, name, record)
         except BaseException:
             self.close()
             raise
@@ -51,10 +54,10 @@ class Checkpoint(Container):
     def _recorded(self, name: str, limit: int) -> bytes:
         """The bytes of one of the small files, checked against the manifest."""
         record = self.manifest.files.get(name)
-        path = os.path.join(self.file, name)
+        path = os.path.join(self.data, name)
         if record is None:
             raise CorruptFile(f"`{printable(self.file)}`: its manifest does not list {name}", file=self.file)
-        data = read_small(self.file, name, limit)
+        data = read_small(self.data, name, limit)
         check_digest(data, record.digest, file=path)
         return data
 
@@ -81,7 +84,7 @@ class Checkpoint(Container):
         """
         self._check_heads()
         data = self._recorded(STATE, STATE_LIMIT)
-        tree = decode_state(data, self._tensors.__getitem__, len(self._tensors), os.path.join(self.file, STATE))
+        tree = decode_state(data, self._tensors.__getitem__, len(self._tensors), os.path.join(self.data, STATE))
         return Document(tree, self.manifest.objects, self.manifest.metadata)
 
     def _check_heads(self) -> None:
@@ -114,14 +117,14 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         StorageError: a file can't be read.
     """
     path = os.fspath(folder)
-    if not is_folder(path):
+    if not is_url(path) and not is_folder(path):
         raise NotFound(f"`{printable(path)}`: no such checkpoint folder", file=path)
     if not is_there(os.path.join(path, MANIFEST)):
         raise NotFound(f"`{printable(path)}`: has no {MANIFEST}: it is no committed checkpoint", file=path)
     return Checkpoint(path)
 
 
-def _open_recorded(folder: str, name: str, record: FileRecord) -> FileSource:
+def _open_recorded(folder: str, name: str, record: FileRecord) -> ByteSource:
     source = open_source(inside(folder, name))
     if source.size == record.size:
         return source

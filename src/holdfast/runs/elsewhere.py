@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from holdfast.storage.places import is_url
+
 _FOLDERS: dict[str, str] = {}
 
 
@@ -18,7 +20,7 @@ def live_elsewhere(root: str, folder: str) -> None:
 
 def found_at(path: str) -> str:
     """Where a run, something in it, or a reference to it, is in this process: ``path`` itself, unless it was moved."""
-    if not _FOLDERS:
+    if not _FOLDERS or is_url(path):
         return path
     whole = os.path.abspath(path)
     for root, folder in _FOLDERS.items():

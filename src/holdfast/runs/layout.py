@@ -9,6 +9,7 @@ from collections.abc import Set
 
 from holdfast.errors import ArgumentError, NotFound, RefusedFile
 from holdfast.state.paths import printable
+from holdfast.storage.places import is_url
 from holdfast.storage.source import status_of
 
 RUN_FILE = "run.json"
@@ -25,6 +26,7 @@ CONTAINER_SUFFIX = ".safetensors"
 MAX_STEP = 2**63 - 1
 _STEP = re.compile(r"step-(\d{8,19})")
 _LEFTOVER = re.compile(r"\.(step-\d{8,19})\.(partial|deleting)")
+_ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -49,10 +51,43 @@ def parse_step(name: str) -> int | None:
     return step if step_name(step) == name else None
 
 
+def step_of_moved(name: str) -> int | None:
+    """The step of a folder in ``superseded/`` or ``quarantine/``: ``step-00001000``, or ``step-00001000-2``."""
+    step, _, count = name.rpartition("-")
+    return parse_step(name) if parse_step(name) is not None or not count.isdecimal() else parse_step(step)
+
+
 def parse_leftover(name: str) -> int | None:
     """The step of a folder that a save or a deletion left unfinished (``.step-00002000.partial``), else None."""
     match = _LEFTOVER.fullmatch(name)
     return parse_step(match[1]) if match else None
+
+
+def data_folder(folder: str, data: str) -> str:
+    """Where the files of a checkpoint are.
+
+    Args:
+        folder: of its manifest.
+        data: what the manifest says: empty for the folder itself, else ``step-00001000/`` and a key of its own, below
+            the run. So it is written in a store, where a folder can't be renamed.
+
+    Raises:
+        RefusedFile: it could lead elsewhere.
+    """
+    if not data:
+        return folder
+    step, mark, attempt = data.partition("/")
+    if not mark or parse_step(step) is None or _ATTEMPT.fullmatch(attempt) is None:
+        raise RefusedFile(
+            f"`{printable(folder)}`: says that its files are in {printable(data)!r}, which is no folder of a step",
+            file=folder,
+        )
+    root = os.path.dirname(folder)
+    if os.path.basename(root) in (SUPERSEDED, QUARANTINE):
+        root = os.path.dirname(root)
+    elif parse_step(os.path.basename(folder)) != parse_step(step):
+        return inside(folder, attempt)  # a step that was copied out of its run
+    return inside(os.path.join(root, step), attempt)
 
 
 def container_name(key: object, taken: Set[str]) -> str:
@@ -90,6 +125,8 @@ def inside(folder: str, name: str) -> str:
             file=folder,
         )
     path = os.path.join(folder, name)
+    if is_url(path):
+        return path  # a store has no links, and opening says what is not there
     status = status_of(path, follow=False)
     if status is None:
         raise NotFound(f"`{printable(path)}`: is missing from the checkpoint", file=path)

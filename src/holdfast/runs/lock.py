@@ -17,6 +17,7 @@ import fcntl
 import os
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,7 +25,11 @@ from holdfast.errors import RunLocked, StorageError
 from holdfast.runs.layout import LOCK_FILE
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import make_folders
+from holdfast.storage.places import is_url
 from holdfast.storage.source import close_reading, status_of
+
+if TYPE_CHECKING:
+    from holdfast.runs.lease import RunLease
 
 _LIMIT = 4096
 _BUSY = (errno.EACCES, errno.EAGAIN)
@@ -75,6 +80,9 @@ class RunLock:
     def held(self) -> bool:
         """Whether this process holds the lock; False after release, and in a forked child."""
         return self._fd >= 0 and self._pid == os.getpid()
+
+    def check(self) -> None:
+        """Nothing to find out: the kernel takes a lock from nobody who lives."""
 
     def release(self) -> None:
         """Lets go of the run. Releasing twice, or in a forked child, changes nothing for the holder."""
@@ -147,6 +155,18 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def lock_run(root: str | os.PathLike[str]) -> RunLock | RunLease:
+    """Takes the right to write a run: of a folder with the kernel's lock, of a store with an object.
+
+    Raises: as :class:`RunLock` and :class:`~holdfast.runs.lease.RunLease`.
+    """
+    if not is_url(root):
+        return RunLock(root)
+    from holdfast.runs.lease import RunLease
+
+    return RunLease(os.fspath(root))
 
 
 def _read_holder(fd: int) -> Holder | None:

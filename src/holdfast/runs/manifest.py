@@ -16,7 +16,7 @@ from holdfast.runs.layout import MANIFEST, MAX_STEP, inside, is_safe_name
 from holdfast.state.encoding import from_json, is_plain, to_json
 from holdfast.state.paths import printable
 from holdfast.storage.digest import digest_bytes
-from holdfast.storage.source import open_source
+from holdfast.storage.places import open_source
 
 VERSION = 0
 """The format that this version writes, and the newest that it reads."""
@@ -60,6 +60,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         objects: what was recorded of each object, by name: ``kind``, ``class``, how to construct it.
         environment: versions, host, world size, git commit.
         metadata: the user's own strings.
+        data: the folder of its files below the run, ``step-00001000/`` and a key of its own, as in an object store;
+            empty when they lie beside the manifest.
     """
 
     run: str
@@ -72,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: dict[str, dict[str, Any]] = {}
     environment: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+    data: str = ""
 
 
 class _Version(msgspec.Struct):
@@ -92,7 +95,8 @@ class _Wire(msgspec.Struct):
     objects: dict[str, Any]
     environment: dict[str, Any]
     metadata: dict[str, str]
-    digest: str
+    data: str | msgspec.UnsetType = msgspec.UNSET
+    digest: str = ""
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -116,6 +120,7 @@ def encode(manifest: Manifest) -> bytes:
         objects={name: to_json(record, _not_plain) for name, record in manifest.objects.items()},
         environment=to_json(manifest.environment, _not_plain),
         metadata=manifest.metadata,
+        data=manifest.data or msgspec.UNSET,
         digest="",
     )
     body = msgspec.json.format(msgspec.json.encode(wire), indent=2)
@@ -147,6 +152,7 @@ def decode(data: bytes, file: str) -> Manifest:
         objects={name: _object_from_json(name, record, file, plain) for name, record in wire.objects.items()},
         environment=wire.environment if plain else from_json(wire.environment, _no_tensor, file),
         metadata=wire.metadata,
+        data=wire.data if isinstance(wire.data, str) else "",
     )
     _check_decoded(manifest, file)
     return manifest

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from holdfast.errors import ArgumentError, NotFound, StorageError
-from holdfast.runs.catalog import Catalog, names_in, scan
+from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
+from holdfast.runs.catalog import Catalog, scan
 from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, parse_leftover, step_name
+from holdfast.runs.manifest import read_manifest
 from holdfast.runs.retention import Decision
 from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
-from holdfast.storage.atomic import DELETING, move_folder, remove_folder, sweep, write_bytes
-from holdfast.storage.source import is_folder, is_there
+from holdfast.storage.atomic import DELETING, remove_folder, sweep
+from holdfast.storage.places import is_folder, is_there, names_in, place_of, write_bytes
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
 
@@ -50,7 +51,7 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
     failures: list[StorageError] = []
     for step in [*_half_deleted(catalog), *doomed]:
         try:
-            remove_folder(os.path.join(catalog.root, step_name(step)), syscalls=syscalls)
+            _remove(catalog, step, syscalls)
         except NotFound:
             continue  # someone else deleted it
         except StorageError as reason:
@@ -62,6 +63,15 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
             file=catalog.root,
         ) from failures[0]
     return doomed
+
+
+def _remove(catalog: Catalog, step: int, syscalls: Syscalls) -> None:
+    path, place = os.path.join(catalog.root, step_name(step)), place_of(catalog.root)
+    if place.whole:
+        remove_folder(path, syscalls=syscalls)
+        return
+    listed = catalog.find(step)
+    place.remove_step(path, listed.manifest.data if listed is not None and listed.manifest is not None else "")
 
 
 def _half_deleted(catalog: Catalog) -> list[int]:
@@ -107,19 +117,43 @@ def sweep_run(root: str | os.PathLike[str]) -> None:
     A pin that a living process is writing stays: pins need no lock of the run.
     """
     folder = os.fspath(root)
+    if not place_of(folder).whole:
+        used = _used(folder)
+        if used is not None:
+            place_of(folder).sweep(folder, used)
+        return
     sweep(folder, folders=True)
     sweep(os.path.join(folder, PINS))
     for name in scan(folder).quarantined:
         sweep(os.path.join(folder, QUARANTINE, name))
 
 
+def _used(root: str) -> set[str] | None:
+    """Where the checkpoints of a run in a store say that their files are; None when one of them can't be asked."""
+    try:
+        catalog = scan(root)
+    except NotFound:
+        return None  # a run that is about to begin
+    found = {one.manifest.data for one in catalog.readable if one.manifest}
+    if len(catalog.readable) < len(catalog.checkpoints):
+        return None
+    moved = [
+        *((QUARANTINE, name) for name in catalog.quarantined),
+        *((SUPERSEDED, name) for name in catalog.superseded),
+    ]
+    try:
+        return found | {read_manifest(os.path.join(root, *one)).data for one in moved}
+    except (FormatError, NotFound):
+        return None
+
+
 def _move(root: str, step: int, folder: str) -> str:
     source = os.path.join(root, step_name(step))
-    if not is_folder(source):
+    if not is_folder(source):  # in a store too: it has files at least
         raise NotFound(f"`{printable(root)}`: has no {step_name(step)}", file=root, step=step)
     target, count = os.path.join(root, folder, step_name(step)), 1
     while is_there(target):  # the same step was moved before: each keeps a folder of its own
         count += 1
         target = os.path.join(root, folder, f"{step_name(step)}-{count}")
-    move_folder(source, target)
+    place_of(root).move_step(source, target)
     return target

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import IO, Any
 
-from holdfast.errors import ArgumentError, NotFound, UnknownFormat
+from holdfast.errors import ArgumentError, HoldfastError, NotFound, UnknownFormat
 from holdfast.formats.base import Container
 from holdfast.formats.detect import open_container, open_path
 from holdfast.runs.elsewhere import found_at
 from holdfast.state.paths import printable
-from holdfast.storage.source import StreamSource, is_folder, is_there
+from holdfast.storage.places import is_file, is_folder, is_there, is_url, names_in
+from holdfast.storage.source import StreamSource
 
 _SHOWN = 8
 _WANTED = "a run has step-00001000 and so on, a checkpoint manifest.json, a sharded model NAME.index.json"
@@ -38,7 +39,7 @@ def open_any(f: Openable) -> Container:
     if not isinstance(f, str | bytes | os.PathLike):
         return _open_stream(f)
     path = found_at(os.fsdecode(f))
-    if os.path.isfile(path):  # what knows runs is loaded for runs
+    if is_file(path):  # what knows runs is loaded for runs
         return open_path(path)
     from holdfast.runs.checkpoint import open_checkpoint
     from holdfast.runs.reference import locate
@@ -64,9 +65,13 @@ def _open_stream(f: Any) -> Container:
 
 def _open_weights(path: str) -> Container:
     """A folder of weights as other libraries write it, else an error that says what was seen."""
-    from holdfast.runs.catalog import names_in
-
     names = names_in(path)
+    if is_url(path):
+        raise UnknownFormat(
+            f"`{printable(path)}`: is a folder and no run. {_seen(names)}; of folders in a store only runs and their "
+            "steps are read. Name a file in it, or copy it to a disk first",
+            file=path,
+        )
     try:
         return open_path(path)
     except UnknownFormat as reason:
@@ -88,8 +93,8 @@ def _missing(path: str) -> NotFound:
 
     folder, name = os.path.split(path)
     try:
-        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.6)
-    except OSError:
+        near = difflib.get_close_matches(name, names_in(folder or "."), n=3, cutoff=0.6)
+    except (HoldfastError, ValueError):
         near = []
     hint = f"; near: {', '.join(printable(os.path.join(folder, one)) for one in near)}" if near else ""
     if "@" in name:

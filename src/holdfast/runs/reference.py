@@ -14,7 +14,7 @@ from holdfast.runs.elsewhere import found_at
 from holdfast.runs.layout import MANIFEST
 from holdfast.runs.run_file import BestRule, parse_best, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
-from holdfast.storage.source import is_folder, is_there
+from holdfast.storage.places import is_folder, is_there
 
 FORMS = "@last, @best, @best:METRIC, @best:METRIC:max, @step=1000, @-2, @pin:NAME"
 """What may follow a run's folder."""

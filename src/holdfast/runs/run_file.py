@@ -10,11 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
-from holdfast.runs.layout import PINS, RUN_FILE, parse_step, step_name
+from holdfast.errors import ArgumentError, CorruptFile, NotFound
+from holdfast.runs.layout import MANIFEST, PINS, RUN_FILE, parse_step, step_name
 from holdfast.runs.manifest import VERSION, decode_versioned, metrics_from_json, metrics_to_json, read_small
 from holdfast.state.paths import printable
-from holdfast.storage.source import is_folder, is_there
+from holdfast.storage.places import is_there, names_in, remove_file, write_bytes
 
 RUN_LIMIT = 64 * 1024 * 1024
 """Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
@@ -133,8 +133,6 @@ def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
         VERSION, run.run, run.created.astimezone(datetime.UTC), run.best, run.keep, run.save, lines, run.branch
     )
     data = msgspec.json.format(msgspec.json.encode(wire), indent=2)
-    from holdfast.storage.atomic import write_bytes  # listing a run writes nothing
-
     write_bytes(os.path.join(os.fspath(root), RUN_FILE), data + b"\n")
 
 
@@ -174,10 +172,8 @@ def write_pin(root: str | os.PathLike[str], name: str, step: int) -> None:
         NotFound: the run has no such step.
     """
     folder = os.fspath(root)
-    if not is_folder(os.path.join(folder, step_name(step))):
+    if not is_there(os.path.join(folder, step_name(step), MANIFEST)):
         raise NotFound(f"`{printable(folder)}`: has no {step_name(step)} to pin", file=folder, step=step)
-    from holdfast.storage.atomic import write_bytes
-
     write_bytes(_pin_path(folder, name), f"{step_name(step)}\n".encode())
 
 
@@ -192,8 +188,6 @@ def remove_pin(root: str | os.PathLike[str], name: str) -> None:
     if not is_there(path):
         there = ", ".join(sorted(read_pins(folder))) or "no pins"
         raise NotFound(f"`{printable(folder)}`: no pin {name}; there is: {there}", file=folder)
-    from holdfast.storage.atomic import remove_file
-
     remove_file(path)
 
 
@@ -206,11 +200,9 @@ def read_pins(root: str | os.PathLike[str]) -> dict[str, int]:
     """
     folder = os.path.join(os.fspath(root), PINS)
     try:
-        names = sorted(name for name in os.listdir(folder) if _PIN.fullmatch(name))
-    except (FileNotFoundError, NotADirectoryError):
+        names = [name for name in names_in(folder) if _PIN.fullmatch(name)]
+    except NotFound:
         return {}
-    except OSError as error:
-        raise StorageError(f"`{printable(folder)}`: can't be listed: {error.strerror}", file=folder) from error
     return {name: _read_pin(folder, name) for name in names}
 
 

@@ -20,15 +20,14 @@ import msgspec
 
 from holdfast.errors import FormatError, NotFound, StorageError
 from holdfast.formats.packing import Packed
-from holdfast.runs.catalog import names_in
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import parse_step, step_name
 from holdfast.runs.manifest import FileRecord
 from holdfast.runs.placing import SPLIT, Stored
 from holdfast.spec import CHUNK, Entry
 from holdfast.storage.digest import digest_bytes
+from holdfast.storage.places import names_in, open_source
 from holdfast.storage.requests import Check, verify_ranges
-from holdfast.storage.source import open_source
 
 MOST_LINKS = 9
 """Times in a row that a file is linked before it is written anew."""

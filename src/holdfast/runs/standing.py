@@ -13,6 +13,7 @@ from holdfast.runs.layout import QUARANTINE, RUN_FILE, SUPERSEDED, parse_step
 from holdfast.runs.retention import Decision, KeepSize, Rule, parse_keep, plan_prune, with_best
 from holdfast.runs.run_file import BestRule, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
+from holdfast.storage.places import absolute
 
 LEFT = "the run went back to an earlier step, and this is the future that it left"
 """Why a checkpoint is in ``superseded/``."""
@@ -74,7 +75,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 def verdict_on(folder: str, now: datetime.datetime) -> tuple[str, tuple[str, ...]] | None:
     """What becomes of the checkpoint in ``folder``, in a word, and why; None when it is no part of a run."""
-    root, name = os.path.split(os.path.abspath(folder))
+    root, name = os.path.split(absolute(folder))
     run, aside = os.path.split(root)
     if aside == QUARANTINE and is_run(run):
         return "quarantined", (printable(read_reason(run, name)),)

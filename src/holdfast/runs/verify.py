@@ -8,20 +8,21 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.errors import CorruptFile, FormatError, HoldfastError, NotFound, StorageError
+from holdfast.errors import CorruptFile, FormatError, HoldfastError, NotFound, RefusedFile, StorageError
 from holdfast.formats.base import Container, Segment
 from holdfast.runs.catalog import is_run, scan
 from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, decode_entries, decode_state
-from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, inside
+from holdfast.runs.layout import ENTRIES, MANIFEST, STATE, data_folder, inside
 from holdfast.runs.manifest import FileRecord, Manifest, read_manifest, read_small
 from holdfast.runs.opening import Openable, open_any
 from holdfast.runs.reference import locate
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
+from holdfast.storage.places import is_folder, is_there, open_source
 from holdfast.storage.requests import Check, verify_ranges
-from holdfast.storage.source import FileSource, is_folder, is_there, open_source
+from holdfast.storage.source import ByteSource
 
 Status = Literal["OK", "CORRUPT", "NOT VERIFIABLE"]
 
@@ -144,13 +145,19 @@ def _verify_file(path: str, say: Callable[[str], None]) -> Verified:
         return Verified(path, "CORRUPT", findings=(_from_error(path, reason),))
 
 
-def refuse_damage(folder: str) -> None:
-    """Reads a checkpoint that was just written back from the disk.
+def refuse_damage(folder: str, manifest: Manifest | None = None) -> None:
+    """Reads a checkpoint that was just written back from the disk, or from the store.
+
+    Args:
+        folder: of its files.
+        manifest: where none is among them yet, since it is what commits.
 
     Raises:
         StorageError: it is not what was written: the disk, or the memory on the way to it, is failing.
     """
-    found = _verify_checkpoint(folder, lambda _: None).findings
+    found = (
+        _verify_checkpoint(folder, lambda _: None) if manifest is None else _verify_files(folder, manifest)
+    ).findings
     if found:
         first = found[0]
         raise StorageError(
@@ -211,12 +218,21 @@ def _verify_checkpoint(folder: str, say: Callable[[str], None], step: int | None
     findings: list[Finding] = []
     if step is not None and manifest.step != step:
         findings.append(Finding(folder, MANIFEST, f"says step {manifest.step}: the folder was renamed or copied"))
-    entries = _verify_small(folder, manifest, findings)
-    sources: dict[str, FileSource] = {}
+    try:
+        return _verify_files(folder, manifest, findings)
+    except (RefusedFile, NotFound) as reason:  # its files are said to be where they can't be, or are not
+        return Verified(folder, "CORRUPT", findings=(*findings, _from_error(folder, reason)), step=manifest.step)
+
+
+def _verify_files(folder: str, manifest: Manifest, findings: list[Finding] | None = None) -> Verified:
+    findings = [] if findings is None else findings
+    data = data_folder(folder, manifest.data)
+    entries = _verify_small(data, manifest, findings)
+    sources: dict[str, ByteSource] = {}
     try:
         for name, record in manifest.files.items():
             if name not in (ENTRIES, STATE):
-                _verify_head(folder, name, record, sources, findings)
+                _verify_head(data, name, record, sources, findings)
         stored = [entry for entry in entries if entry.alias_of is None and entry.file in sources]
         findings += _damage(
             Check(sources[entry.file], entry.offset, entry.length, entry.chunks, None, dotted(entry.path))
@@ -251,7 +267,7 @@ def _verify_small(folder: str, manifest: Manifest, findings: list[Finding]) -> S
 
 
 def _verify_head(
-    folder: str, name: str, record: FileRecord, sources: dict[str, FileSource], findings: list[Finding]
+    folder: str, name: str, record: FileRecord, sources: dict[str, ByteSource], findings: list[Finding]
 ) -> None:
     """Opens a container and checks its size and the digest of its header."""
     path = os.path.join(folder, name)

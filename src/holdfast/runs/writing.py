@@ -21,13 +21,12 @@ from holdfast.runs.room import check_run_room
 from holdfast.runs.shards import Shards
 from holdfast.spec import TensorSpec
 from holdfast.state.encoding import dumps
-from holdfast.storage.atomic import StagedFolder
 from holdfast.storage.digest import digest_bytes
-from holdfast.storage.source import FileSource
+from holdfast.storage.places import StagedStep
 
 
 def write_checkpoint(
-    folder: StagedFolder,
+    folder: StagedStep,
     document: Document,
     manifest: Manifest,
     *,
@@ -74,20 +73,22 @@ def write_checkpoint(
     ):
         folder.write_bytes(name, data)
         files[name] = FileRecord(len(data), digest_bytes(data))
-    complete = msgspec.structs.replace(manifest, files=files, objects=document.objects, metadata=document.metadata)
+    complete = msgspec.structs.replace(
+        manifest, files=files, objects=document.objects, metadata=document.metadata, data=folder.data
+    )
     folder.write_bytes(MANIFEST, encode(complete))
     return complete
 
 
 def _write_container(
-    folder: StagedFolder, file: str, packed: Sequence[Packed], stored: dict[tuple[str, str], Stored]
+    folder: StagedStep, file: str, packed: Sequence[Packed], stored: dict[tuple[str, str], Stored]
 ) -> FileRecord:
     with folder.file(file, shard=True) as staged:
         written = write_tensors(staged, [(entry.name, _as_tensor(entry)) for entry in packed])
         for one in written:
             stored[file, one.name] = Stored(one.offset, one.length, one.chunks)
         head = min((one.offset for one in written), default=staged.size)
-        header = FileSource(staged.fd, name=staged.path)
+        header = staged.written()
         try:
             return FileRecord(staged.size, digest_bytes(header.read(0, head)), head)
         finally:

@@ -156,6 +156,7 @@ class StagedFolder:
 
     def __init__(self, parent: StrPath, name: str, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> None:
         self.parent = os.path.abspath(parent)
+        self.data = ""  # its files lie in the folder itself
         self.path = os.path.join(os.fspath(parent), _plain(name))
         self.partial = os.path.join(self.parent, f".{name}{PARTIAL}")
         self._target = os.path.join(self.parent, name)

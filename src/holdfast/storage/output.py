@@ -147,6 +147,23 @@ class DirectOutput:
                 fd = self._fd  # a short write may end anywhere
 
 
+class NoOutput:
+    """Only shows the bytes, to be digested. Sources keep what they hold for a writer, which comes later."""
+
+    def __init__(self, block: memoryview) -> None:
+        self._block = block
+
+    def take(self, source: memoryview | ByteSource, start: int, length: int, offset: int) -> memoryview:
+        if isinstance(source, memoryview):
+            return source[start : start + length]
+        block = self._block[:length]
+        source.read_into(start, block)
+        return block
+
+    def flush(self) -> None:
+        """Nothing is queued."""
+
+
 def _some(count: int) -> int:
     """The count of a write; one that took nothing is an error, since asking again could go on for ever."""
     if count == 0:

@@ -8,7 +8,7 @@ holds them. Writing, reading and hashing let go of the interpreter lock, so thre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -16,7 +16,7 @@ import xxhash
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
 from holdfast.storage.digest import ALGORITHM, crc32, hasher_like, joined_crc
-from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, write_piece
+from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, NoOutput, Output, write_piece
 from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
 from holdfast.storage.syscalls import LOCAL, Syscalls
 from holdfast.storage.workers import BLOCK, Piece, cut_jobs, lent_block, run_jobs
@@ -149,13 +149,38 @@ def write_requests(
         OSError: the file can't be written.
         ArgumentError: memory is not contiguous or too short, or an offset is negative.
     """
+
+    def output(block: memoryview) -> Output:
+        return BufferedOutput(fd, syscalls, block) if direct is None else DirectOutput(fd, direct, syscalls, block)
+
+    return _in_one_pass(requests, output, digest, crc, workers)
+
+
+def digest_requests(
+    requests: Sequence[WriteRequest], *, digest: bool = True, crc: bool = False, workers: int | None = None
+) -> list[Written]:
+    """Digests what requests would write, and writes nothing: their sources are read and keep their bytes.
+
+    Args, Returns, Raises: as :func:`write_requests`.
+    """
+    return _in_one_pass(requests, NoOutput, digest, crc, workers)
+
+
+def _in_one_pass(
+    requests: Sequence[WriteRequest],
+    output: Callable[[memoryview], Output],
+    digest: bool,
+    crc: bool,
+    workers: int | None,
+) -> list[Written]:
     feeds = [_feed(request) for request in requests]
     lengths = [feed[2] for feed in feeds]
     parts = [[_NOTHING] * (-(-length // CHUNK) or 1) for length in lengths]
+    workers = _workers((feed[3] for feed in feeds), workers)
 
     def do(job: list[Piece]) -> None:
         with lent_block() as block:
-            out = BufferedOutput(fd, syscalls, block) if direct is None else DirectOutput(fd, direct, syscalls, block)
+            out = output(block)
             for index, start, length in job:
                 parts[index][start // CHUNK] = write_piece(out, feeds[index], start, length, digest, crc)
             out.flush()
@@ -238,8 +263,16 @@ def _feed(request: WriteRequest) -> Feed:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+def _workers(sources: Iterable[object], workers: int | None) -> int | None:
+    """Threads to use: for sources that are far away more than there are cores, since their threads wait."""
+    if workers is not None:
+        return workers
+    return max((getattr(source, "parallel", 0) for source in sources), default=0) or None
+
+
 def _scan(items: Sequence[ReadRequest | Check], workers: int | None, *, strict: bool) -> list[Damage]:
     scan = _Scan(items, strict=strict)
+    workers = _workers(scan.sources, workers)
     run_jobs(cut_jobs(scan.lengths, workers), scan.do, workers)
     return scan.result()
 
@@ -256,6 +289,11 @@ class _Scan:
         self._chunks: list[tuple[str, ...] | None] = []
         self._crcs: dict[int, list[int]] = {}
         self.lengths = [self._plan(index, item) for index, item in enumerate(items)]
+
+    @property
+    def sources(self) -> Collection[ByteSource]:
+        """What is read, each once."""
+        return {id(source): source for source, _ in self._places}.values()
 
     def _plan(self, index: int, item: ReadRequest | Check) -> int:
         """Checks what can be checked without reading; returns how many bytes to read."""
@@ -283,11 +321,13 @@ class _Scan:
             source: ByteSource | None = None
             begin = end = 0
             for piece in job:
-                if piece[2] > _SMALL:
+                its, offset = self._place(piece)
+                step = getattr(its, "step", 0)
+                small, gap, most = (step // 2, step // 8, step) if step else (_SMALL, _GAP, BLOCK)
+                if piece[2] > small:
                     self._guarded(piece, self._blocks(piece, block))
                     continue
-                its, offset = self._place(piece)
-                if its is not source or not 0 <= offset - end <= _GAP or offset + piece[2] - begin > BLOCK:
+                if its is not source or not 0 <= offset - end <= gap or offset + piece[2] - begin > most:
                     self._together(group, block, end - begin)
                     group, source, begin = [], its, offset
                 group.append(piece)
@@ -303,6 +343,8 @@ class _Scan:
         if not group:
             return
         source, begin = self._place(group[0])
+        if size > block.nbytes:  # from far away, where each read costs more than the memory
+            block = memoryview(bytearray(size))
         try:
             source.read_into(begin, block[:size])
         except CorruptFile:
@@ -339,8 +381,11 @@ class _Scan:
             memory = source.view[offset : offset + length]
             yield from (memory[at : at + BLOCK] for at in range(0, length, BLOCK))
             return
-        for at in range(0, length, BLOCK):
-            size = min(BLOCK, length - at)
+        step = max(BLOCK, getattr(source, "step", 0))  # far away, each read costs a way there and back
+        if into is None and step > BLOCK:
+            block = memoryview(bytearray(min(step, length)))
+        for at in range(0, length, step):
+            size = min(step, length - at)
             view = block[:size] if into is None else into[start + at : start + at + size]
             source.read_into(offset + at, view)
             yield view

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from holdfast.errors import ArgumentError, StorageError
 from holdfast.storage.requests import WriteRequest, Written, write_requests
-from holdfast.storage.source import shown
+from holdfast.storage.source import FileSource, shown
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -109,6 +109,10 @@ class StagedFile:
     def leave_empty(self, offset: int, size: int) -> None:
         """Lets ``size`` bytes be zeros that take no room on the disk, where nothing was allocated for them."""
         self._ranges.append((offset, offset + size))
+
+    def written(self) -> FileSource:
+        """What was written so far, to be read; the caller closes it."""
+        return FileSource(self.fd, name=self.path)
 
     def finish(self, durable: bool) -> None:
         """Checks that every byte was written exactly once, fsyncs if ``durable``, and closes.

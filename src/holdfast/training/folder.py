@@ -22,8 +22,8 @@ from holdfast.errors import (
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
-from holdfast.runs.layout import step_name
-from holdfast.runs.lock import RunLock
+from holdfast.runs.layout import MANIFEST, step_name
+from holdfast.runs.lock import lock_run
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.moves import prune, quarantine, supersede, sweep_run
 from holdfast.runs.placing import Groups
@@ -32,7 +32,7 @@ from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, r
 from holdfast.runs.shards import Shards
 from holdfast.runs.verify import refuse_damage
 from holdfast.runs.writing import write_checkpoint
-from holdfast.storage.atomic import StagedFolder, make_folders
+from holdfast.storage.places import StagedStep, is_folder, is_there, is_url, place_of
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
@@ -62,7 +62,7 @@ class Staged(msgspec.Struct, frozen=True):
         manifest: what it says.
     """
 
-    folder: StagedFolder
+    folder: StagedStep
     manifest: Manifest
 
     @property
@@ -108,10 +108,9 @@ class RunFolder:
         self.keep = list(keep)
         self.passed: list[int] = []
         self._read_back = read_back
-        if os.path.lexists(root) and not os.path.isdir(root):
+        if is_there(root) and not is_folder(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
-        make_folders(root)
-        self._lock = RunLock(root)
+        self._lock = lock_run(root)
         try:
             sweep_run(root)  # what a killed writer left; this process holds the lock now
             self.run = self._run_file(texts)
@@ -181,7 +180,7 @@ class RunFolder:
             ArgumentError: it exists, or lies behind one that does.
         """
         path = os.path.join(self.root, step_name(step))
-        if os.path.lexists(path):
+        if is_there(os.path.join(path, MANIFEST) if is_url(path) else path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
         newest = newest_step(self.root)
         if newest is not None and newest > step:  # retention would take it for an old one and delete it
@@ -208,11 +207,11 @@ class RunFolder:
             metrics=dict(facts.metrics),
             environment=environment(),
         )
-        folder = StagedFolder(self.root, step_name(facts.step))
+        folder = place_of(self.root).stage_step(self.root, step_name(facts.step))
         try:
             written = write_checkpoint(folder, document, manifest, groups=groups, shards=self._shards)
             if self._read_back:
-                refuse_damage(folder.partial)
+                refuse_damage(*((folder.path, written) if folder.data else (folder.partial,)))
         except BaseException:
             folder.abandon()
             raise
@@ -224,6 +223,7 @@ class RunFolder:
         Raises:
             StorageError: the disk failed; every older checkpoint is intact.
         """
+        self._lock.check()
         staged.folder.commit()
         return self.prune()
 

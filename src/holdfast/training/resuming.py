@@ -20,6 +20,7 @@ from holdfast.runs.layout import parse_step
 from holdfast.runs.reference import locate
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child
+from holdfast.storage.places import absolute, is_url
 from holdfast.training.folder import RunFolder
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.restore import RestoreOptions, restore_objects
@@ -76,7 +77,7 @@ def _told(step: int) -> str:
 def _step_of(folder: RunFolder, reference: str) -> int:
     """The step of this run that a reference means: ``@step=1000``, ``@best``, or with the run's folder before it."""
     found = locate(f"{folder.root}{reference}" if reference.startswith("@") else reference)
-    if found is None or not os.path.samefile(os.path.dirname(os.path.abspath(found)), folder.root):
+    if found is None or not _is_same(os.path.dirname(absolute(found)), folder.root):
         raise ArgumentError(
             f"`{folder.root}`: resume={reference!r} is no checkpoint of this run: write resume='@step=1000', or "
             "start_from= to begin a run with another's weights",
@@ -85,6 +86,10 @@ def _step_of(folder: RunFolder, reference: str) -> int:
     step = parse_step(os.path.basename(found))
     with open_checkpoint(found):  # a damaged one is refused before anything moves
         return FRESH if step is None else step
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one.rstrip("/") == other.rstrip("/") if is_url(one) or is_url(other) else os.path.samefile(one, other)
 
 
 def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed | None:

@@ -35,7 +35,8 @@ class Run:
     """A training run in a folder: every commit holds all objects, the random state, the place in the data, metrics.
 
     Args:
-        root: the run's folder; created when missing. When it holds checkpoints, training goes on from the newest.
+        root: the run's folder, or its URL in a store, ``s3://bucket/runs/a``; created when missing. When it holds
+            checkpoints, training goes on from the newest.
         best: which checkpoints are best, ``"val_loss:min"`` or ``"val_loss:min val_acc:max"``; the first rule is what
             ``run.best`` and ``@best`` mean. A new best by any of them is committed at once.
         keep: which checkpoints stay, ``"last:2 best:1 every:10ep"``, or rules such as ``KeepLast(2)``; None keeps all.

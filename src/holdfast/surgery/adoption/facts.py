@@ -15,13 +15,14 @@ from holdfast.formats.damage import verify_segments
 from holdfast.formats.packing import can_gather, tensor_bytes
 from holdfast.formats.scan import scan
 from holdfast.policy.names import without_wrappers
-from holdfast.runs.catalog import is_run, names_in
+from holdfast.runs.catalog import is_run
 from holdfast.runs.layout import MANIFEST
 from holdfast.runs.opening import open_any
 from holdfast.spec import TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import digest_bytes
+from holdfast.storage.places import names_in
 from holdfast.surgery.adoption.names import Named, natural_key, read_name
 from holdfast.surgery.adoption.parts import Laid, lay_out
 from holdfast.surgery.adoption.values import (

@@ -23,6 +23,7 @@ from holdfast.runs.run_file import RunFile, write_pin, write_run_file
 from holdfast.runs.writing import write_checkpoint
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFolder, remove_folder, sweep
+from holdfast.storage.places import is_url
 from holdfast.surgery.adoption.parts import lay_out
 from holdfast.surgery.adoption.planning import LeftOut, Plan, PlannedStep
 
@@ -46,6 +47,13 @@ class Written(msgspec.Struct):
 
 def refuse_target(old: str, run: str) -> None:
     """Raises ArgumentError unless ``run`` is a new place, an empty folder, or an adoption that was cut off."""
+    for given in (old, run):
+        if is_url(given):
+            raise ArgumentError(
+                f"`{printable(given)}`: adopting goes from a folder of this machine to another; copy the new run into "
+                "the store when it is done",
+                file=given,
+            )
     if os.path.lexists(run) and not os.path.isdir(run):
         raise ArgumentError(f"`{printable(run)}`: is a file, a run needs a folder; name another", file=run)
     here, there = os.path.realpath(old), os.path.realpath(run)
