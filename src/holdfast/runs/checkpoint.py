@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import CorruptFile, NotFound
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.rectangles import Assembled, Rectangle
 from holdfast.runs.entries import (
     ENTRIES_LIMIT,
     STATE_LIMIT,
@@ -61,17 +63,31 @@ class Checkpoint(Container):
     def _build(self) -> tuple[list[StoredTensor], list[Segment]]:
         segments: dict[Any, tuple[Segment, int]] = {}
         for entry in self.entries:
-            if entry.alias_of is None:
+            if entry.alias_of is None and not entry.rectangles:
                 name = printable(dotted(entry.path))
                 segment = Segment(self._sources[entry.file], entry.offset, entry.length, name, entry.chunks)
                 segments[owner_key(entry.path)] = (segment, entry.offset)
+        stored = [segment for segment, _ in segments.values()]
+        for entry in self.entries:
+            if entry.rectangles:
+                parts = [self._rectangle(number, offsets, segments) for number, offsets in entry.rectangles]
+                source = Assembled(self.file, entry.spec, parts)
+                whole = Segment(source, 0, source.size, printable(dotted(entry.path)))
+                segments[owner_key(entry.path)] = (whole, 0)
         tensors = []
         for entry in self.entries:
             segment, start = segments[owner_key(entry.alias_of or entry.path)]
             tensors.append(
                 StoredTensor(entry.spec, segment, entry.offset - start, entry.requires_grad, entry.live_stride)
             )
-        return tensors, [segment for segment, _ in segments.values()]
+        return tensors, stored
+
+    def _rectangle(
+        self, number: int, offsets: tuple[int, ...], segments: Mapping[Any, tuple[Segment, int]]
+    ) -> Rectangle:
+        part = self.entries[number]
+        segment, _ = segments[owner_key(part.path)]
+        return Rectangle(offsets, part.spec.shape, StoredTensor(part.spec, segment))
 
     def document(self) -> Document:
         """The tree with a StoredTensor for each tensor; tied ones share their Segment.
