@@ -6,11 +6,13 @@ stops or fails every single step of a save.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Sequence
 
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: renameat2(2)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 _FULL_FSYNC: int | None = getattr(
@@ -63,6 +65,15 @@ class Syscalls:
     def rename(self, source: str, target: str) -> None:
         """Gives ``source`` the name ``target``, in place of what had it."""
         os.replace(source, target)
+
+    def exchange(self, one: str, other: str) -> None:
+        """Lets two names change places in one step; ENOSYS or EINVAL where the system or the disk has no such thing."""
+        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if call is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def link(self, source: str, target: str) -> None:
         """Gives the file ``source`` a second name."""
