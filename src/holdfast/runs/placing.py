@@ -91,7 +91,7 @@ def place(tree: Tree, groups: Groups | None = None) -> Placement:
     owners: dict[str, tuple[str, str]] = {}
     paths: set[Path] = set()
     for path, leaf in found:
-        member, name = member_of(unused_path(path, paths), leaf, packing.references[id(leaf)], packed)
+        member, name = _member(unused_path(path, paths), leaf, packing.references[id(leaf)], packed)
         members.append(member)
         names.append(name)
         owners.setdefault(name, (str(path[0]) if path else "tensors", (groups or {}).get(path[:2], _REST)))
@@ -195,7 +195,7 @@ def _entry(member: Member, stored: Stored, owners: dict[tuple[str, str], Path]) 
     )
 
 
-def member_of(path: Path, leaf: StoredTensor, reference: Reference, packed: Mapping[str, Packed]) -> tuple[Member, str]:
+def _member(path: Path, leaf: StoredTensor, reference: Reference, packed: Mapping[str, Packed]) -> tuple[Member, str]:
     if isinstance(reference, str):
         entry = packed[reference]
         return Member(path, TensorSpec(entry.dtype, entry.shape), ("", "")), reference

@@ -107,7 +107,7 @@ def sharded_entries(tree: Tree, parts: Sequence[RankPart], file: str) -> tuple[l
     places: list[tuple[bool, int]] = []
     for path, leaf in found:
         of_key = pieces.get(leaf.key, [])
-        if of_key and (len(of_key) == 1 and of_key[0].offsets is None or not leaf.spec.numel):
+        if of_key and ((len(of_key) == 1 and of_key[0].offsets is None) or not leaf.spec.numel):
             home = (of_key[0].file, of_key[0].name)
             stored[home] = of_key[0].stored
             members.append(Member(path, leaf.spec, home, leaf.offset, leaf.requires_grad, leaf.live_stride))
@@ -129,7 +129,9 @@ def _check_pieces(path: Path, leaf: Wanted, of_key: Sequence[Piece], file: str) 
     check_cover(leaf.spec.shape, [Box(piece.offsets or (), piece.sizes) for piece in of_key], name, file)
 
 
-def _add_cut(cut: Sequence[tuple[Path, Wanted]], pieces: Mapping[str, Sequence[Piece]], result: list[Entry]) -> list[int]:
+def _add_cut(
+    cut: Sequence[tuple[Path, Wanted]], pieces: Mapping[str, Sequence[Piece]], result: list[Entry]
+) -> list[int]:
     """Adds the entries of tensors in rectangles, then those of the rectangles; returns the numbers of the first."""
     start, owners = len(result), dict[str, Path]()
     for path, leaf in cut:
@@ -156,9 +158,7 @@ def box_text(offsets: Sequence[int], sizes: Sequence[int]) -> str:
     return ",".join(f"{at}:{at + size}" for at, size in zip(offsets, sizes, strict=True))
 
 
-def write_sharded(
-    folder: StagedFolder, document: Document, manifest: Manifest, parts: Sequence[RankPart]
-) -> Manifest:
+def write_sharded(folder: StagedFolder, document: Document, manifest: Manifest, parts: Sequence[RankPart]) -> Manifest:
     """Writes entries, state and manifest behind the containers that the ranks have written and flushed.
 
     Args:

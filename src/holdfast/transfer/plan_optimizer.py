@@ -12,6 +12,7 @@ from holdfast.policy.names import align, policy_names, without_wrappers
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import LoadReport
 from holdfast.serialization.lowering import lower_state
+from holdfast.serialization.sharded import is_sharded
 from holdfast.state.flatten import child, keys
 from holdfast.state.values import Tree, Typed
 from holdfast.transfer.plan import ObjectPlan
@@ -159,6 +160,7 @@ def _moved(
 
 def _reads(name: str, part: OptimizerPart, tree: Tree, file: str, report: LoadReport) -> dict[str, StoredTensor]:
     targets, shapes, reads = part.targets(), part.param_shapes(), {}
+    shared = [tuple(one.shape) if is_sharded(one) else None for one in part.parameters()]
     of_torch = type(part.obj).__module__.startswith("torch.optim.")  # others mean what they like by exp_avg
     for index, values in tree["state"].payload:
         for key in keys(values):
@@ -173,7 +175,7 @@ def _reads(name: str, part: OptimizerPart, tree: Tree, file: str, report: LoadRe
                     file=file,
                     path=f"{name}.{path}",
                 )
-            if leaf.spec.nbytes > _SMALL or path in targets:
+            if leaf.spec.nbytes > _SMALL or path in targets or shared[index : index + 1] == [leaf.spec.shape]:
                 reads[path] = leaf
             report.loaded.append(path)
     return reads
