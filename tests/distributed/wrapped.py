@@ -99,6 +99,8 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
         found = [f"{path}.{key}: only on one side" for key in keys[0].keys() ^ keys[1].keys()]
         both = keys[0].keys() & keys[1].keys()
         return found + [d for k in both for d in differences(left[keys[0][k]], right[keys[1][k]], f"{path}.{k}")]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [d for at, (a, b) in enumerate(zip(left, right, strict=True)) for d in differences(a, b, f"{path}.{at}")]
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         same = left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
         return [] if same else [path]
