@@ -130,6 +130,7 @@ def main(folder: Path, every: int) -> dict[str, int]:
             found["old" if newest(place / "run") == 1 else "new"] += 1
             table = Table()
             with holdfast.Run(place / "run", table=table) as run:  # alone: another number of ranks
+                run.resume()
                 table.fill(3, None)
                 run.save(step=3)
             assert newest(place / "run") == 3

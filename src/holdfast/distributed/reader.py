@@ -81,7 +81,7 @@ class HoldfastReader(StorageReader):
         if container is not None:
             container.close()
 
-    def read_metadata(self) -> Metadata:  # type: ignore[override]  # torch looks for kwargs to ask each rank for its own
+    def read_metadata(self) -> Metadata:  # torch takes kwargs for a sign that each rank has its own
         """The names, shapes and rectangles that are there; no tensor is read."""
         if self._path is None:
             raise ArgumentError("nothing to load: give HoldfastReader a path, or dcp.load a checkpoint_id=")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import CorruptFile, NotFound
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
-from holdfast.formats.rectangles import Assembled, Rectangle
 from holdfast.runs.entries import (
     ENTRIES_LIMIT,
     STATE_LIMIT,
@@ -68,12 +66,8 @@ class Checkpoint(Container):
                 segment = Segment(self._sources[entry.file], entry.offset, entry.length, name, entry.chunks)
                 segments[owner_key(entry.path)] = (segment, entry.offset)
         stored = [segment for segment, _ in segments.values()]
-        for entry in self.entries:
-            if entry.rectangles:
-                parts = [self._rectangle(number, offsets, segments) for number, offsets in entry.rectangles]
-                source = Assembled(self.file, entry.spec, parts)
-                whole = Segment(source, 0, source.size, printable(dotted(entry.path)))
-                segments[owner_key(entry.path)] = (whole, 0)
+        if any(entry.rectangles for entry in self.entries):
+            self._assemble(segments)
         tensors = []
         for entry in self.entries:
             segment, start = segments[owner_key(entry.alias_of or entry.path)]
@@ -82,12 +76,19 @@ class Checkpoint(Container):
             )
         return tensors, stored
 
-    def _rectangle(
-        self, number: int, offsets: tuple[int, ...], segments: Mapping[Any, tuple[Segment, int]]
-    ) -> Rectangle:
-        part = self.entries[number]
-        segment, _ = segments[owner_key(part.path)]
-        return Rectangle(offsets, part.spec.shape, StoredTensor(part.spec, segment))
+    def _assemble(self, segments: dict[Any, tuple[Segment, int]]) -> None:
+        """Adds the tensors that lie in rectangles to what is stored."""
+        from holdfast.formats.rectangles import Assembled, Rectangle  # few checkpoints have any
+
+        for entry in self.entries:
+            if entry.rectangles:
+                parts = []
+                for number, offsets in entry.rectangles:
+                    part = self.entries[number]
+                    stored = StoredTensor(part.spec, segments[owner_key(part.path)][0])
+                    parts.append(Rectangle(offsets, part.spec.shape, stored))
+                source = Assembled(self.file, entry.spec, parts)
+                segments[owner_key(entry.path)] = Segment(source, 0, source.size, printable(dotted(entry.path))), 0
 
     def document(self) -> Document:
         """The tree with a StoredTensor for each tensor; tied ones share their Segment.

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile
-from holdfast.formats.rectangles import Box, check_cover
+from holdfast.formats.boxes import Box, check_cover
 from holdfast.formats.tensors import checked_spec, needed_bytes
 from holdfast.runs.manifest import VERSION, FileRecord, check_version, decode_versioned
 from holdfast.spec import CHUNK, Entry, Path, TensorSpec

@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document
-from holdfast.formats.rectangles import Box, check_cover
+from holdfast.formats.boxes import Box, check_cover
 from holdfast.runs.entries import decode_entries, encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
 from holdfast.runs.manifest import FileRecord, Manifest, encode

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import UnsupportedValue
-from holdfast.formats.rectangles import Box
+from holdfast.formats.boxes import Box
 
 
 def is_sharded(value: Any) -> bool:

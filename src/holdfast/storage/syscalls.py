@@ -68,12 +68,7 @@ class Syscalls:
 
     def exchange(self, one: str, other: str) -> None:
         """Lets two names change places in one step; ENOSYS or EINVAL where the system or the disk has no such thing."""
-        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-        if call is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        _exchange(one, other)
 
     def link(self, source: str, target: str) -> None:
         """Gives the file ``source`` a second name."""
@@ -101,6 +96,19 @@ class Syscalls:
                 raise
         finally:
             os.close(fd)
+
+
+class NotExchanged(OSError):
+    """The system did not let two names change places."""
+
+
+def _exchange(one: str, other: str) -> None:
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise NotExchanged(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        code = ctypes.get_errno()
+        raise NotExchanged(code, os.strerror(code))
 
 
 LOCAL = Syscalls()
