@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import subprocess
 import sys
@@ -227,3 +228,12 @@ def test_a_run_in_one_process_imports_nothing_of_it(tmp_path: Path) -> None:
         "assert 'torch.distributed.tensor' not in sys.modules, 'tensor'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("plugin", [HoldfastWriter, HoldfastReader])
+def test_the_examples_are_true(plugin: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = doctest.DocTestFinder(recurse=False).find(plugin, plugin.__name__, globs={})
+    result = doctest.DocTestRunner().run(found)
+    assert result.attempted > 3
+    assert not result.failed
