@@ -65,11 +65,7 @@ def _load(how: str, path: Path, net: Any, optimizer: Any, group: Any) -> None:
         dcp.load(state, storage_reader=HoldfastReader(path), process_group=group)
         give(net, optimizer, state)
     else:
-        holdfast.restore(path, model=net, at={"model": "model"})
-        state = state_of(net, optimizer)
-        dcp.load(state, storage_reader=HoldfastReader(path), process_group=group)
-        state.pop("model")
-        give(net, optimizer, {**state, "model": state_of(net, optimizer)["model"]})
+        holdfast.restore(path, model=net, optim=optimizer)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 import holdfast
 from holdfast.distributed import HoldfastReader, HoldfastWriter
@@ -228,6 +229,25 @@ def test_a_run_in_one_process_imports_nothing_of_it(tmp_path: Path) -> None:
         "assert 'torch.distributed.tensor' not in sys.modules, 'tensor'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+def test_an_optimizer_that_dcp_saved_is_restored(tmp_path: Path, named: bool, theirs: bool) -> None:
+    net, other = (torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)) for _ in range(2))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.5)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    model, optim = get_state_dict(net, optimizer) if named else (net.state_dict(), optimizer.state_dict())
+    if theirs:
+        dcp.save({"model": model, "optimizer": optim}, checkpoint_id=tmp_path / "c", no_dist=True)
+    else:
+        save({"model": model, "optimizer": optim}, tmp_path / "c")
+    moments = torch.optim.AdamW(reversed(list(other.parameters())) if named else other.parameters())
+    holdfast.restore(tmp_path / "c", model=other, optimizer=moments)
+    pairs = list(zip(net.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(optimizer.state[a]["exp_avg"], moments.state[b]["exp_avg"]) for a, b in pairs)
+    assert moments.param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("plugin", [HoldfastWriter, HoldfastReader])

@@ -45,7 +45,7 @@ def plan_optimizer(
     """
     groups, order = _groups(tree, name, file)
     report = LoadReport()
-    stored, live = _stored_names(record, groups), part.param_names()
+    stored, live = _stored_names(record, groups) or _names_as_keys(order), part.param_names()
     if not stored or live is None or len(stored) != len(order):
         _check_groups(name, part, [len(child(group, "params") or []) for group in groups], file)
         known = "the file has no parameter names" if not stored else "give model= beside it"
@@ -54,6 +54,8 @@ def plan_optimizer(
     else:
         found = _by_name(stored, live, policy, name, file, report)
         places = {order[old]: new for old, new in found.items()}
+    # torch.distributed.checkpoint keeps numbers that are keys as text
+    places |= {str(key): place for key, place in places.items() if str(key) not in places}
     moved = _moved(tree, groups, places, part, report)
     reads = _reads(name, part, moved, file, report)
     report.loaded.append("param_groups")
@@ -77,6 +79,12 @@ def _stored_names(record: Mapping[str, Any], groups: Sequence[Tree]) -> list[str
     if not isinstance(names := record.get("param_names"), list):
         names = [name for part in listed if isinstance(part, list) for name in part]
     return [str(name) for name in names]
+
+
+def _names_as_keys(order: Sequence[int | str]) -> list[str]:
+    """The keys of the parameters where they are names, as torch's ``get_state_dict`` makes them; else []."""
+    names = [key for key in order if type(key) is str and not key.isdecimal()]
+    return names if len(names) == len(order) else []
 
 
 def _check_groups(name: str, part: OptimizerPart, sizes: list[int], file: str) -> None:
