@@ -108,7 +108,7 @@ class Group:
 
     def any(self, value: bool) -> bool:
         """Whether it is so on one rank at least."""
-        flag = torch.tensor([int(value)])
+        flag = torch.tensor([int(value)], device="cpu")
         self._talk(lambda dist: dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group))
         return bool(flag.item())
 

@@ -153,7 +153,7 @@ class Run:
             for note in restore_rng(found.rng, self.path) if found.rng is not None else ():
                 log.warning("run %s: %s", self.path, note)
         elif self._start_from is not None:
-            take_weights(self._start_from, self._objects, self.path)
+            self._folder.agreed(lambda: take_weights(self._start_from, self._objects, self.path))
         self._looked = True
         for watch in (self._watch, self._error_watch):
             if watch is not None:
