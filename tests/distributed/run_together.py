@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
@@ -107,8 +108,23 @@ def resume(folder: Path) -> None:
             if dist.get_rank() == 0:
                 manifest = json.loads((at / "stopped" / "step-00000009" / "manifest.json").read_text())
                 assert manifest["environment"]["world_size"] == dist.get_world_size()
+                assert manifest["objects"]["model"]["class"] == "tests.distributed.wrapped.Net"
                 assert second.run.best.metrics["loss"] == 0.0
+                _check_who_wrote_what(at / "stopped" / "step-00000009", kind)
             dist.barrier()
+
+
+def _check_who_wrote_what(step: Path, kind: str) -> None:
+    """What DDP keeps alike is spread and written once; buffers are rank 0's, and each rank has its own numbers."""
+    by_file = {file.name: set(load_file(file)) for file in sorted(step.glob("rank-*"))}
+    first, second = by_file.values()
+    assert {"model.mean", "model.count"} <= first
+    assert any(name.startswith("ranks.1.rng") for name in second)
+    assert not any(name.startswith("ranks.1.") for name in first)
+    assert not first & second
+    for part in ("model.", "optimizer."):
+        assert any(name.startswith(part) for name in first), kind
+        assert any(name.startswith(part) for name in second), kind
 
 
 def leave(folder: Path) -> None:

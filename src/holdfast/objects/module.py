@@ -34,6 +34,13 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def own_class(module: nn.Module) -> type:
+    """The user's own class of a module; ``fully_shard`` puts one made of it and torch's in its place."""
+    cls = type(module)
+    made = cls.__module__.startswith("torch.distributed.fsdp.") and len(cls.__bases__) == 2
+    return cls.__bases__[1] if made else cls
+
+
 def _cleaner(module: nn.Module) -> Callable[[str], str] | None:
     """What takes the segments of wrapped parts inside out of a name; None where no part is wrapped."""
     wrapped = [(path, found[0]) for path, part in module.named_modules() if (found := _inner(part)) is not None]
@@ -74,7 +81,9 @@ class ModulePart(StatefulPart):
     def describe(self) -> dict[str, Any]:
         structure = structure_of(self.obj)
         known = {} if structure is None else {"structure": layer_json(structure)}
-        return {**super().describe(), "training": self.obj.training, **known}
+        cls = own_class(self.obj)
+        named = {"kind": self.kind, "class": f"{cls.__module__}.{cls.__qualname__}"}
+        return {**named, "training": self.obj.training, **known}
 
     def targets(self) -> dict[str, torch.Tensor]:
         return {

@@ -14,7 +14,7 @@ from holdfast.formats.collector import collector_paused
 from holdfast.formats.writing import ROW_MAJOR, Destination, shown_name, write_document
 from holdfast.objects.builder import find_config, source_digest
 from holdfast.objects.capture import adapt, is_object
-from holdfast.objects.module import ModulePart, parameter_names
+from holdfast.objects.module import ModulePart, own_class, parameter_names
 from holdfast.objects.probe import make_probe
 from holdfast.objects.stateful import StatefulPart
 from holdfast.serialization.lowering import lower_state
@@ -122,7 +122,7 @@ def document_of(
 
 def _record_construction(record: dict[str, Any], module: Any, config: Any, row_major: bool) -> list[str]:
     """Adds how a module was constructed to its record. A config that it only happens to have may be left out, said."""
-    digest = source_digest(type(module))
+    digest = source_digest(own_class(module))
     if digest is not None:
         record["source"] = digest
     found = find_config(module) if config is None else config
