@@ -42,8 +42,8 @@ bench: $(READY) ## run all of benchmarks/ (under ten minutes) and write their ta
 peers: $(READY) ## install the packages that benchmarks compare with, where they are not skipped
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,dev,bench]" -c constraints.txt
 
-faults: $(READY) ## kills, power cuts and full disks at every call, the long ones too
-	$(BIN)/python -m pytest tests/faults -n auto --maxprocesses 4 -m "" $(ARGS)
+faults: $(READY) ## kills, power cuts and full disks at every call, of several processes too
+	$(BIN)/python -m pytest tests/faults tests/distributed -n auto --maxprocesses 4 -m "" $(ARGS)
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -162,6 +162,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
             it.
         live_stride: the stride that the tensor had in memory, when it is not that of ``spec``.
         requires_grad: as saved.
+        rectangles: for a tensor that lies in parts: (number of the entry of a part, the part's first element per
+            dimension) for each. Such an entry has no bytes of its own, so ``file`` and ``name`` are empty.
     """
 
     path: Path
@@ -174,3 +176,4 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     alias_of: Path | None = None
     live_stride: tuple[int, ...] | None = None
     requires_grad: bool = False
+    rectangles: tuple[tuple[int, tuple[int, ...]], ...] = ()

@@ -11,6 +11,7 @@ import torch
 
 import holdfast
 from tests.docs.pages import ROOT
+from tests.runs.test_sharded import commit as commit_sharded
 
 PAGE = (ROOT / "docs/format.md").read_text(encoding="utf-8")
 
@@ -90,3 +91,9 @@ def test_the_records_of_single_files_have_these_fields(root: Path) -> None:
     own = json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["holdfast"])
     assert set(own) == {"holdfast", "digest", "chunks", "tree", "objects"}
     assert all(f"`{name}`" in section("Safetensors") for name in own)
+
+
+def test_the_fields_of_sharded_entries_are_these(tmp_path: Path) -> None:
+    content = json.loads((commit_sharded(tmp_path) / "entries.json").read_text())
+    known = fields("entries.json") | fields("Several processes")
+    assert "rectangles" in {name for entry in content["entries"] for name in entry} <= known

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from holdfast.errors import CorruptFile, RefusedFile
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.boxes import MAX_RECTANGLES
 from holdfast.formats.gathering import gather
-from holdfast.formats.rectangles import MAX_RECTANGLES, Assembled, Rectangle, check_cover
+from holdfast.formats.rectangles import Assembled, Rectangle, check_cover
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.storage.source import MemorySource
 

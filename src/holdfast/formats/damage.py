@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from holdfast.errors import CorruptFile
 from holdfast.formats.base import Segment
+from holdfast.formats.composed import ComposedSource
 from holdfast.state.paths import printable
 from holdfast.storage.requests import Check, Damage, verify_ranges
 
@@ -31,7 +32,13 @@ def verify_segments(segments: Iterable[Segment], *, workers: int | None = None) 
     Raises:
         CorruptFile: names the first damaged tensor and byte.
     """
-    unique = {id(segment): segment for segment in segments if segment.length}.values()
+    given = [segment for segment in segments if segment.length]
+    composed = [segment.source for segment in given if isinstance(segment.source, ComposedSource)]
+    plain = [segment for segment in given if not isinstance(segment.source, ComposedSource)]
+    plain += [part for source in composed for part in source.segments() if part.length]
+    unique = {(id(s.source), s.offset, s.length): s for s in plain}.values()
     checks = [Check(s.source, s.offset, s.length, s.chunks, s.crc32, s.name) for s in unique]
     raise_damage(verify_ranges(checks, workers=workers))
+    for source in composed:
+        source.trust()
     return sum(segment.chunks is None and segment.crc32 is None for segment in unique)

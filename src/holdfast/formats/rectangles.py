@@ -1,4 +1,7 @@
-"""One tensor out of rectangles of it, as sharded training leaves them: read in place, a window at a time."""
+"""One tensor out of rectangles of it, as sharded training leaves them, and one rectangle out of a tensor.
+
+Both are read in place, a window at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,94 +9,47 @@ import bisect
 import math
 import threading
 
-import msgspec
-
-from holdfast.errors import CorruptFile, RefusedFile
 from holdfast.formats.base import Segment, StoredTensor
+from holdfast.formats.boxes import Box as Box
+from holdfast.formats.boxes import check_cover as check_cover
+from holdfast.formats.composed import ComposedSource
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.packing import tensor_bytes
-from holdfast.spec import TensorSpec, contiguous_stride
-from holdfast.storage.source import ByteSource, FilledSource, check_inside, shown
+from holdfast.spec import CHUNK, TensorSpec, contiguous_stride
+from holdfast.storage.source import ByteSource, FilledSource, check_inside
 
-MAX_RECTANGLES = 1 << 16
-"""Rectangles that one tensor may be cut into: checking that they fit together takes time with their number."""
+_SPAN = 4 << 20
+"""Bytes that are read at once where a rectangle is many short runs."""
+_NEAR = 16
+"""How many times longer than the runs in it a span may be: reading past a gap costs less than another call."""
 
 
-class Rectangle(msgspec.Struct, eq=False):
+class Rectangle(Box, eq=False):
     """A part of a tensor.
 
     Attributes:
-        offsets: its first element, per dimension.
-        sizes: its elements per dimension.
         leaf: the part, stored as a tensor of its own.
     """
 
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
     leaf: StoredTensor
 
-    def end(self, axis: int) -> int:
-        """The first index after it."""
-        return self.offsets[axis] + self.sizes[axis]
 
-
-def check_cover(shape: tuple[int, ...], parts: list[Rectangle], name: str, file: str) -> None:
-    """Raises unless the rectangles cover a tensor of ``shape`` exactly: none outside, no hole, no overlap.
-
-    Raises:
-        CorruptFile: they do not.
-        RefusedFile: there are too many to tell.
-    """
-    if len(parts) > MAX_RECTANGLES:
-        raise RefusedFile(
-            f"`{shown(file)}`: `{shown(name)}` is in {len(parts):,} rectangles, the limit is {MAX_RECTANGLES:,}",
-            file=file,
-            path=name,
-        )
-    for part in parts:
-        inside = len(part.offsets) == len(part.sizes) == len(shape) and all(
-            min(at, size) >= 0 and at + size <= length
-            for at, size, length in zip(part.offsets, part.sizes, shape, strict=True)
-        )
-        if not inside:
-            raise _lie(file, name, f"the rectangle of {part.sizes} at {part.offsets} is outside of {shape}")
-    held = sum(math.prod(part.sizes) for part in parts)
-    if held != math.prod(shape):
-        raise _lie(file, name, f"its rectangles have {held:,} elements, {shape} has {math.prod(shape):,}")
-    _refuse_overlap([part for part in parts if math.prod(part.sizes)], len(shape), name, file)
-
-
-def _refuse_overlap(parts: list[Rectangle], rank: int, name: str, file: str) -> None:
-    """Sweeps along the axis with the most cuts; only rectangles that are open at the same index are compared."""
-    axis = max(range(rank), key=lambda axis: len({part.offsets[axis] for part in parts}), default=0)
-    open_parts: list[Rectangle] = []
-    for part in sorted(parts, key=lambda part: part.offsets[axis : axis + 1]):
-        if rank:
-            open_parts = [other for other in open_parts if other.end(axis) > part.offsets[axis]]
-        for other in open_parts:
-            if all(part.offsets[i] < other.end(i) and other.offsets[i] < part.end(i) for i in range(rank)):
-                raise _lie(file, name, f"the rectangles at {other.offsets} and {part.offsets} overlap")
-        open_parts.append(part)
-
-
-class _Rows:
-    """Where the bytes of one rectangle go: runs of equal length, in the order of both sides.
+class _Runs:
+    """The bytes of a box of a row-major tensor: runs of equal length, in the order of both.
 
     Args:
-        part: the rectangle.
+        box: the part.
         spec: the whole tensor.
     """
 
-    def __init__(self, part: Rectangle, spec: TensorSpec) -> None:
-        self.part = part
-        self.source: ByteSource = tensor_bytes(part.leaf)
+    def __init__(self, box: Box, spec: TensorSpec) -> None:
         stride = contiguous_stride(spec.shape)
-        axes = [axis for axis, size in enumerate(spec.shape) if part.sizes[axis] != size]
-        cut = axes[-1] if axes else 0  # behind the last axis that is cut, elements of the rectangle are neighbours
-        self._sizes = part.sizes[:cut]
+        axes = [axis for axis, size in enumerate(spec.shape) if box.sizes[axis] != size]
+        cut = axes[-1] if axes else 0  # behind the last axis that is cut, elements of the box are neighbours
+        self._sizes = box.sizes[:cut]
         self._steps = [step * spec.itemsize for step in stride[:cut]]
-        self._first = sum(at * step for at, step in zip(part.offsets, stride, strict=True)) * spec.itemsize
-        self.run = math.prod(part.sizes[cut:]) * spec.itemsize
+        self._first = sum(at * step for at, step in zip(box.offsets, stride, strict=True)) * spec.itemsize
+        self.run = math.prod(box.sizes[cut:]) * spec.itemsize
         self.count = math.prod(self._sizes)
         self.begin, self.end = self._first, self.start(self.count - 1) + self.run
 
@@ -104,6 +60,15 @@ class _Rows:
             number, index = divmod(number, size)
             at += index * step
         return at
+
+
+class _Rows(_Runs):
+    """Where the bytes of one rectangle go in the whole tensor."""
+
+    def __init__(self, part: Rectangle, spec: TensorSpec) -> None:
+        super().__init__(part, spec)
+        self.part = part
+        self.source: ByteSource = tensor_bytes(part.leaf)
 
     def fill(self, begin: int, buffer: memoryview) -> None:
         """Puts what this rectangle has of the window that begins at byte ``begin`` into ``buffer``."""
@@ -128,10 +93,10 @@ class _Rows:
             buffer[at - begin : until - begin] = block[place : place + until - at]
 
 
-class Assembled(FilledSource):
+class Assembled(ComposedSource):
     """The row-major bytes of a tensor that is stored as rectangles.
 
-    A rectangle's own CRC is compared before its first byte is handed out: the whole has none.
+    A rectangle's own digests are compared before its first byte is handed out: the whole has none.
 
     Args:
         name: what messages call the tensor.
@@ -151,17 +116,30 @@ class Assembled(FilledSource):
         return self._size
 
     def segments(self) -> list[Segment]:
-        """The bytes of the rectangles, with their CRCs."""
+        """The bytes of the rectangles, with their digests or CRCs."""
         return [row.part.leaf.segment for row in self._rows]
 
+    def parts(self) -> list[Rectangle]:
+        """The rectangles that have elements."""
+        return [row.part for row in self._rows]
+
+    def trust(self) -> None:
+        with self._lock:
+            self._unchecked.clear()
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.fill(offset, buffer, checked=True)
+
+    def fill(self, offset: int, buffer: memoryview, *, checked: bool) -> None:
+        """As ``read_into``; a reader that compares digests itself leaves that out here."""
         check_inside(self.name, self._size, offset, buffer.nbytes)
         view = buffer.cast("B")
         for row in self._rows:
             if row.begin >= offset + view.nbytes:
                 break
             if row.end > offset:
-                self._check(row)
+                if checked:
+                    self._check(row)
                 row.fill(offset, view)
 
     def _check(self, row: _Rows) -> None:
@@ -172,5 +150,112 @@ class Assembled(FilledSource):
             self._unchecked.discard(id(row))
 
 
-def _lie(file: str, name: str, what: str) -> CorruptFile:
-    return CorruptFile(f"`{shown(file)}`: `{shown(name)}`: {what}: corrupt", file=file, path=name)
+class _Unchecked(FilledSource):
+    """An assembled tensor, read by who compares the digests."""
+
+    def __init__(self, source: Assembled) -> None:
+        self.name = source.name
+        self._source = source
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._source.fill(offset, buffer, checked=False)
+
+
+class Boxed(ComposedSource):
+    """The row-major bytes of a box of a stored tensor: what one rank needs of it, and no more is read.
+
+    What lies in the same digest chunks is read once more, to compare them, before the first byte is handed out.
+
+    Args:
+        leaf: the tensor.
+        box: inside of it.
+    """
+
+    def __init__(self, leaf: StoredTensor, box: Box) -> None:
+        self.name = leaf.segment.name
+        self._leaf, self._box = leaf, box
+        self._size = math.prod(box.sizes) * leaf.spec.itemsize
+        self._runs = _Runs(box, leaf.spec)
+        segment = leaf.segment
+        if isinstance(segment.source, Assembled):
+            raw = Segment(_Unchecked(segment.source), segment.offset, segment.length, segment.name)
+            leaf = StoredTensor(leaf.spec, raw, leaf.offset)
+        self._source = tensor_bytes(leaf)
+        self._checked = False
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def segments(self) -> list[Segment]:
+        """The digest chunks that the box lies in."""
+        segment = self._leaf.segment
+        if isinstance(segment.source, Assembled):
+            found = ((part, part.common(self._box)) for part in segment.source.parts())
+            return [
+                one
+                for part, common in found
+                if common is not None
+                for one in Boxed(part.leaf, _moved(common, part.offsets)).segments()
+            ]
+        if segment.chunks is None or not self._leaf.spec.is_contiguous or not self._size:
+            return [segment]
+        first = (self._leaf.offset + self._runs.begin) // CHUNK
+        last = (self._leaf.offset + self._runs.end - 1) // CHUNK
+        begin, end = first * CHUNK, min((last + 1) * CHUNK, segment.length)
+        chunks = segment.chunks[first : last + 1]
+        return [Segment(segment.source, segment.offset + begin, end - begin, segment.name, chunks)]
+
+    def trust(self) -> None:
+        self._checked = True
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        check_inside(self.name, self._size, offset, buffer.nbytes)
+        with self._lock:
+            if not self._checked:
+                verify_segments(self.segments(), workers=1)
+                self._checked = True
+        view, run, done = buffer.cast("B"), self._runs.run, 0
+        while done < view.nbytes:
+            number, inside = divmod(offset + done, run)
+            if inside or run >= _SPAN or view.nbytes - done < 2 * run:
+                count = min(run - inside, view.nbytes - done)
+                self._source.read_into(self._runs.start(number) + inside, view[done : done + count])
+                done += count
+            else:
+                done += self._read_runs(number, view[done:])
+
+    def _read_runs(self, first: int, view: memoryview) -> int:
+        """Reads whole runs from the one with the number ``first`` at once, with the gaps between; returns the bytes."""
+        run, begin = self._runs.run, self._runs.start(first)
+        if self._runs.start(first + 1) - begin > max(_NEAR * run, 4096):
+            self._source.read_into(begin, view[:run])
+            return run
+        numbers = range(first, first + view.nbytes // run)
+        stop = bisect.bisect_right(numbers, begin + _SPAN - run, key=self._runs.start)
+        chosen = numbers[: max(stop, 1)]
+        block = memoryview(bytearray(self._runs.start(chosen[-1]) + run - begin))
+        self._source.read_into(begin, block)
+        for index, number in enumerate(chosen):
+            at = self._runs.start(number) - begin
+            view[index * run : (index + 1) * run] = block[at : at + run]
+        return len(chosen) * run
+
+
+def _moved(box: Box, offsets: tuple[int, ...]) -> Box:
+    return Box(tuple(at - first for at, first in zip(box.offsets, offsets, strict=True)), box.sizes)
+
+
+def boxed(leaf: StoredTensor, box: Box) -> StoredTensor:
+    """A box of a stored tensor as a stored tensor of its own; the tensor itself where the box is all of it."""
+    if box.sizes == leaf.spec.shape:
+        return leaf
+    spec = TensorSpec(leaf.spec.dtype, box.sizes)
+    source = Boxed(leaf, box)
+    segment = Segment(source, 0, source.size, leaf.segment.name, location=leaf.segment.location)
+    return StoredTensor(spec, segment, 0, leaf.requires_grad)

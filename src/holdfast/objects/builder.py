@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.errors import ArgumentError, ConfigMissing
 from holdfast.objects.quantized import origin_of
-from holdfast.objects.stateful import class_name
+from holdfast.objects.stateful import class_name, own_class
 
 _Class = TypeVar("_Class", bound=type[nn.Module])
 _recorded: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -95,7 +95,7 @@ def source_digest(cls: type) -> str | None:
 def module_source(module: nn.Module) -> str | None:
     """The digest of the source of a module's class; of the float module's, when it is quantized."""
     origin = origin_of(module)
-    return source_digest(type(module)) if origin is None else origin.source
+    return source_digest(own_class(module)) if origin is None else origin.source
 
 
 def source_drift(module: nn.Module, record: Mapping[str, Any]) -> str | None:

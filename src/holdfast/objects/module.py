@@ -47,18 +47,26 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def clean_state(module: nn.Module) -> Any:
-    """``state_dict()`` under the names that the user's classes give, also where a part inside is wrapped."""
-    state: Any = module.state_dict()
+def _cleaner(module: nn.Module) -> Callable[[str], str] | None:
+    """What takes the segments of wrapped parts inside out of a name; None where no part is wrapped."""
     wrapped = [(path, found[0]) for path, part in module.named_modules() if (found := _inner(part)) is not None]
     if not wrapped:
-        return state
+        return None
     segments = {(*(path.split(".") if path else ()), name) for path, name in wrapped}
 
     def clean(name: str) -> str:
         parts = name.split(".")
         return ".".join(part for end, part in enumerate(parts, 1) if tuple(parts[:end]) not in segments)
 
+    return clean
+
+
+def clean_state(module: nn.Module) -> Any:
+    """``state_dict()`` under the names that the user's classes give, also where a part inside is wrapped."""
+    state: Any = module.state_dict()
+    clean = _cleaner(module)
+    if clean is None:
+        return state
     cleaned = type(state)((clean(name), value) for name, value in state.items())
     if hasattr(state, "_metadata"):
         cleaned._metadata = {clean(name): value for name, value in state._metadata.items()}
@@ -95,6 +103,11 @@ class ModulePart(StatefulPart):
             elif isinstance(value, torch.Tensor) and not is_lazy(value):
                 found[name] = value
         return found
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Under the names that the state has."""
+        clean = _cleaner(self.obj) or (lambda name: name)
+        return {clean(name): value for name, value in self.obj.named_parameters(remove_duplicate=False)}
 
     def groups(self) -> dict[str, str]:
         """What changes less often than the trained parameters: ``frozen`` parameters and ``buffers``, by name."""
@@ -191,9 +204,15 @@ _OWN_CODE = ("load_state_dict", "_load_from_state_dict", "state_dict", "_save_to
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
 
 
+def _of_torch(hook: Any) -> bool:
+    """FSDP's own hooks see to it that a module's parameters are their shards, and change no name or value."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp._fully_shard.")
+
+
 def _loads_itself(module: nn.Module) -> bool:
     """Also a module that makes its state_dict itself: the tensors in there need not be those that it computes with."""
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    if any(not _of_torch(hook) for hooks in _HOOKS for hook in getattr(module, hooks).values()):
         return True
     # torch.nn's own overrides (batch norm) only mend files of old versions, where keys are missing
     methods = [(getattr(type(module), name), getattr(nn.Module, name)) for name in _OWN_CODE]
@@ -204,6 +223,7 @@ def aliases(targets: dict[str, torch.Tensor]) -> dict[str, str]:
     """Names that share one tensor's memory with an earlier name: ``{"lm_head.weight": "wte.weight"}``."""
     at_address: dict[int, list[str]] = {}
     found: dict[str, str] = {}
+    targets = {name: _in_memory(tensor) for name, tensor in targets.items()}
     for name, tensor in targets.items():
         if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
             others = at_address.setdefault(tensor.data_ptr(), [])
@@ -213,6 +233,12 @@ def aliases(targets: dict[str, torch.Tensor]) -> dict[str, str]:
             else:
                 found[name] = first
     return found
+
+
+def _in_memory(tensor: Any) -> torch.Tensor:
+    """What this process has of a tensor that several share."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "__create_chunk_list__") else tensor
+    return local
 
 
 def _same_place(left: torch.Tensor, right: torch.Tensor) -> bool:

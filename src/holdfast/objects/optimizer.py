@@ -36,6 +36,10 @@ class OptimizerPart(StatefulPart):
         """Shapes in the order of the state's integer keys."""
         return [tuple(p.shape) for group in self.obj.param_groups for p in group["params"]]
 
+    def parameters(self) -> list[torch.Tensor]:
+        """In the order of the state's integer keys."""
+        return [p for group in self.obj.param_groups for p in group["params"]]
+
     def group_sizes(self) -> list[int]:
         """Parameters in each group."""
         return [len(group["params"]) for group in self.obj.param_groups]

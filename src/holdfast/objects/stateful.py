@@ -68,5 +68,12 @@ class GeneratorPart(StatefulPart):
 
 def class_name(obj: Any) -> str:
     """The full name of an object's class, as ``trusted=`` takes it."""
-    cls = type(obj)
+    cls = own_class(obj)
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def own_class(obj: Any) -> type:
+    """The user's own class of an object; ``fully_shard`` puts one made of it and torch's in a module's place."""
+    cls = type(obj)
+    made = cls.__module__.startswith("torch.distributed.fsdp.") and len(cls.__bases__) == 2
+    return cls.__bases__[1] if made else cls

@@ -64,17 +64,34 @@ class Checkpoint(Container):
     def _build(self) -> tuple[list[StoredTensor], list[Segment]]:
         segments: dict[Any, tuple[Segment, int]] = {}
         for entry in self.entries:
-            if entry.alias_of is None:
+            if entry.alias_of is None and not entry.rectangles:
                 name = printable(dotted(entry.path))
                 segment = Segment(self._sources[entry.file], entry.offset, entry.length, name, entry.chunks)
                 segments[owner_key(entry.path)] = (segment, entry.offset)
+        stored = [segment for segment, _ in segments.values()]
+        if any(entry.rectangles for entry in self.entries):
+            self._assemble(segments)
         tensors = []
         for entry in self.entries:
             segment, start = segments[owner_key(entry.alias_of or entry.path)]
             tensors.append(
                 StoredTensor(entry.spec, segment, entry.offset - start, entry.requires_grad, entry.live_stride)
             )
-        return tensors, [segment for segment, _ in segments.values()]
+        return tensors, stored
+
+    def _assemble(self, segments: dict[Any, tuple[Segment, int]]) -> None:
+        """Adds the tensors that lie in rectangles to what is stored."""
+        from holdfast.formats.rectangles import Assembled, Rectangle  # few checkpoints have any
+
+        for entry in self.entries:
+            if entry.rectangles:
+                parts = []
+                for number, offsets in entry.rectangles:
+                    part = self.entries[number]
+                    stored = StoredTensor(part.spec, segments[owner_key(part.path)][0])
+                    parts.append(Rectangle(offsets, part.spec.shape, stored))
+                source = Assembled(self.file, entry.spec, parts)
+                segments[owner_key(entry.path)] = Segment(source, 0, source.size, printable(dotted(entry.path))), 0
 
     def document(self) -> Document:
         """The tree with a StoredTensor for each tensor; tied ones share their Segment.

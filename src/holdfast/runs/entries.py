@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import CorruptFile
+from holdfast.formats.boxes import Box, check_cover
 from holdfast.formats.tensors import checked_spec, needed_bytes
 from holdfast.runs.manifest import VERSION, FileRecord, check_version, decode_versioned
 from holdfast.spec import CHUNK, Entry, Path, TensorSpec
@@ -62,7 +63,8 @@ def decode_entries(data: bytes, files: Mapping[str, FileRecord], file: str) -> l
             raise _wrong(entry, file, "stands twice")
     for entry in content.entries:
         _checked(entry, file)
-        problem = _problem(entry, files, by_path, _HEX[content.algorithm])
+        problem = _whole_problem(entry, content.entries, file) if entry.rectangles else None
+        problem = problem or _problem(entry, files, by_path, _HEX[content.algorithm])
         if problem:
             raise _wrong(entry, file, problem)
     if content.algorithm != ALGORITHM:
@@ -115,6 +117,8 @@ def _problem(
     entry: Entry, files: Mapping[str, FileRecord], by_path: Mapping[Path, Entry], digest: re.Pattern[str]
 ) -> str | None:
     """What is wrong with an entry; None when nothing is."""
+    if entry.rectangles or (entry.alias_of is not None and not entry.file):
+        return None if entry.alias_of is None else _alias_problem(entry, by_path)
     record = files.get(entry.file)
     if record is None or record.head is None:  # a head is what makes a file a container: the rest is in chunks
         return f"lies in the file {printable(entry.file)!r}, which the manifest does not list as a container"
@@ -151,6 +155,22 @@ def _stored_problem(entry: Entry, digest: re.Pattern[str]) -> str | None:
         return f"has {len(entry.chunks)} chunk digests, {entry.length:,} bytes need {wanted}"
     if not all(map(digest.fullmatch, entry.chunks)):
         return "has a chunk digest that is no hex number of the right length"
+    return None
+
+
+def _whole_problem(entry: Entry, entries: Sequence[Entry], file: str) -> str | None:
+    """What is wrong with an entry whose bytes lie in rectangles; None when they are the tensor, whole."""
+    if entry.file or entry.name or entry.offset or entry.chunks or entry.alias_of is not None:
+        return "lies in rectangles and has bytes of its own"
+    if not entry.spec.is_contiguous or entry.live_stride is not None:
+        return "lies in rectangles and has a stride"
+    boxes = []
+    for number, offsets in entry.rectangles:
+        part = entries[number] if 0 <= number < len(entries) else None
+        if part is None or part.rectangles or part.alias_of is not None or part.spec.dtype != entry.spec.dtype:
+            return f"names the entry {number} as a part, which is none of {entry.spec.dtype} with bytes of its own"
+        boxes.append(Box(offsets, part.spec.shape))
+    check_cover(entry.spec.shape, boxes, dotted(entry.path), file)
     return None
 
 

@@ -91,7 +91,7 @@ def place(tree: Tree, groups: Groups | None = None) -> Placement:
     owners: dict[str, tuple[str, str]] = {}
     paths: set[Path] = set()
     for path, leaf in found:
-        member, name = _member(_unused(path, paths), leaf, packing.references[id(leaf)], packed)
+        member, name = _member(unused_path(path, paths), leaf, packing.references[id(leaf)], packed)
         members.append(member)
         names.append(name)
         owners.setdefault(name, (str(path[0]) if path else "tensors", (groups or {}).get(path[:2], _REST)))
@@ -211,7 +211,7 @@ def _below(name: str, key: str) -> str:
     return name if not below or below == RESERVED else below
 
 
-def _unused(path: Path, taken: set[Path]) -> Path:
+def unused_path(path: Path, taken: set[Path]) -> Path:
     """``path`` as JSON can hold it, and as no other tensor has it."""
     clean = tuple(map(_json_key, path))
     candidate, count = clean, 1

@@ -15,6 +15,7 @@ from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.tensors import PACKED, packed_bytes
 from holdfast.serialization.kinds import bytes_of
 from holdfast.serialization.memory import TensorMemory, TensorSource
+from holdfast.serialization.sharded import is_sharded, local_part
 from holdfast.spec import DTYPES, Path, TensorSpec, contiguous_stride
 from holdfast.state.lowering import Lowering, lower
 from holdfast.state.paths import dotted
@@ -51,7 +52,11 @@ class _Pending(msgspec.Struct, eq=False):
 
 
 def lower_state(
-    value: Any, *, row_major: bool, replace: Callable[[Any, Path], Any | None] = lambda *_: None
+    value: Any,
+    *,
+    row_major: bool,
+    replace: Callable[[Any, Path], Any | None] = lambda *_: None,
+    shards: bool = False,
 ) -> Lowered:
     """Lowers live values; no tensor byte is touched before the document is written.
 
@@ -59,6 +64,8 @@ def lower_state(
         value: nested containers, plain values and tensors.
         row_major: whether the container stores only row-major tensors (safetensors); a torch zip keeps strides.
         replace: (value, path) -> what to store instead of a live object, or None.
+        shards: whether a tensor that several processes share is lowered to what this one has of it: to ``sharded``,
+            a kind that is in no file, with the shape of the whole and where in it this part begins.
 
     Raises:
         UnsupportedValue: names the path and the type.
@@ -72,6 +79,10 @@ def lower_state(
             return None
         if type(item) in _PLAIN and not vars(item):
             return _leaf(item, path, pending, notes)
+        if shards and is_sharded(item):
+            local, box = local_part(item, dotted(path))
+            part = _leaf(local.detach(), path, pending, notes)
+            return Typed("sharded", {"data": part, "shape": list(item.shape), "at": list(box.offsets)})
         if id(item) in open_tensors:
             text = f"`{dotted(path)}`: contains itself; break the cycle before saving"
             raise UnsupportedValue(text, path=dotted(path))

@@ -24,7 +24,7 @@ from holdfast.errors import ArgumentError, NotFound, StorageError
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import FileSource, close_reading, shown
 from holdfast.storage.staged import StagedFile as StagedFile
-from holdfast.storage.staged import reported
+from holdfast.storage.staged import new_file, reported
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
 PARTIAL = ".partial"
@@ -147,6 +147,7 @@ class StagedFolder:
         parent: the folder that it appears in; created when missing.
         name: its name there.
         durable: fsync every file and folder; see :func:`replace_file`.
+        replace: whether a folder that has the name is exchanged with the new one, in one step, and then removed.
         syscalls: what changes the disk.
 
     Raises:
@@ -154,13 +155,15 @@ class StagedFolder:
         ArgumentError: ``name`` is not a plain name.
     """
 
-    def __init__(self, parent: StrPath, name: str, *, durable: bool = True, syscalls: Syscalls = LOCAL) -> None:
+    def __init__(
+        self, parent: StrPath, name: str, *, durable: bool = True, replace: bool = False, syscalls: Syscalls = LOCAL
+    ) -> None:
         self.parent = os.path.abspath(parent)
         self.data = ""  # its files lie in the folder itself
         self.path = os.path.join(os.fspath(parent), _plain(name))
         self.partial = os.path.join(self.parent, f".{name}{PARTIAL}")
         self._target = os.path.join(self.parent, name)
-        self._durable = durable
+        self._durable, self._replace = durable, replace
         self._syscalls = syscalls
         self._state = "open"
         self._refuse_taken()
@@ -171,7 +174,7 @@ class StagedFolder:
             syscalls.mkdir(self.partial)
 
     def _refuse_taken(self) -> None:
-        if os.path.lexists(self._target):
+        if os.path.lexists(self._target) and not (self._replace and os.path.isdir(self._target)):
             raise StorageError(f"`{shown(self.path)}`: exists already; nothing was written", file=self.path)
 
     @contextlib.contextmanager
@@ -184,22 +187,12 @@ class StagedFolder:
                 written past the page cache where the disk can do that.
         """
         self._writable()
-        path = os.path.join(self.partial, _plain(name))
-        with self._or_failed():
-            shown_path, direct = os.path.join(self.path, name), path if shard and self._durable else None
-            with reported(shown_path, "creating it"):
-                fd = self._syscalls.open_new(path, 0o666)
-            staged = StagedFile(shown_path, fd, direct=direct, syscalls=self._syscalls)
-            try:
-                yield staged
-                if shard:
-                    with reported(staged.path, "taking its write bits"):
-                        self._syscalls.chmod(path, os.fstat(staged.fd).st_mode & 0o444)
-                staged.finish(self._durable)
-            except BaseException:
-                with contextlib.suppress(StorageError):
-                    staged.close()
-                raise
+        path, shown_path = os.path.join(self.partial, _plain(name)), os.path.join(self.path, name)
+        with (
+            self._or_failed(),
+            new_file(path, shown_path, shard=shard, durable=self._durable, syscalls=self._syscalls) as staged,
+        ):
+            yield staged
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Adds a small file."""
@@ -248,7 +241,10 @@ class StagedFolder:
             with reported(self.path, "committing", kept="it was not committed and is removed"):
                 if self._durable:
                     self._syscalls.fsync_folder(self.partial)
-                self._syscalls.rename(self.partial, self._target)
+                if replaced := self._replace and os.path.isdir(self._target) and bool(os.listdir(self._target)):
+                    self._syscalls.exchange(self.partial, self._target)
+                else:
+                    self._syscalls.rename(self.partial, self._target)
         except BaseException:
             self.abandon()
             raise
@@ -256,6 +252,9 @@ class StagedFolder:
         if self._durable:
             with reported(self.path, "fsync of its parent", kept="it is in place, but a power cut may undo it"):
                 self._syscalls.fsync_folder(self.parent)
+        if replaced:
+            with contextlib.suppress(OSError):  # the old one, under the partial's name: the next writer removes it
+                _remove_tree(self.partial, self._syscalls)
 
     def abandon(self) -> None:
         """Removes what was written so far; what can't be removed is left for the next writer of this name."""

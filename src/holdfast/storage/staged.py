@@ -40,6 +40,35 @@ def _free(path: str) -> str:
     return f"{status.f_bavail * status.f_frsize:,}"
 
 
+@contextlib.contextmanager
+def new_file(
+    path: str, shown_path: str, *, shard: bool = False, durable: bool = True, syscalls: Syscalls = LOCAL
+) -> Iterator[StagedFile]:
+    """A new file, checked, fsynced and closed when the block ends.
+
+    Args:
+        path: where; there must be none yet.
+        shown_path: what messages call it.
+        shard: it is large and may become a file of other folders too, so it loses its write bits; and it is written
+            past the page cache where the disk can do that.
+        durable: whether it is on the medium when the block ends.
+        syscalls: what changes the disk.
+    """
+    with reported(shown_path, "creating it"):
+        fd = syscalls.open_new(path, 0o666)
+    staged = StagedFile(shown_path, fd, direct=path if shard and durable else None, syscalls=syscalls)
+    try:
+        yield staged
+        if shard:
+            with reported(staged.path, "taking its write bits"):
+                syscalls.chmod(path, os.fstat(staged.fd).st_mode & 0o444)
+        staged.finish(durable)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            staged.close()
+        raise
+
+
 class StagedFile:
     """One file that is being written and that nobody sees yet.
 

@@ -6,11 +6,13 @@ stops or fails every single step of a save.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Sequence
 
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: renameat2(2)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 _FULL_FSYNC: int | None = getattr(
@@ -64,6 +66,10 @@ class Syscalls:
         """Gives ``source`` the name ``target``, in place of what had it."""
         os.replace(source, target)
 
+    def exchange(self, one: str, other: str) -> None:
+        """Lets two names change places in one step; ENOSYS or EINVAL where the system or the disk has no such thing."""
+        _exchange(one, other)
+
     def link(self, source: str, target: str) -> None:
         """Gives the file ``source`` a second name."""
         os.link(source, target, follow_symlinks=False)
@@ -90,6 +96,19 @@ class Syscalls:
                 raise
         finally:
             os.close(fd)
+
+
+class NotExchanged(OSError):
+    """The system did not let two names change places."""
+
+
+def _exchange(one: str, other: str) -> None:
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise NotExchanged(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        code = ctypes.get_errno()
+        raise NotExchanged(code, os.strerror(code))
 
 
 LOCAL = Syscalls()

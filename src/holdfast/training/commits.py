@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from holdfast.training.committed import Committed
 from holdfast.training.folder import Facts, RunFolder
 from holdfast.training.resuming import Position
 from holdfast.training.saver import Saver
+from holdfast.training.together import shared_paths
 from holdfast.transfer.save import document_of
 
 log = logging.getLogger("holdfast")
@@ -50,6 +52,8 @@ class Commits:
         self.torn = self.active = False
         self.time = time.monotonic()
         self._folder = folder
+        if folder.together and background is not None:  # on each rank another part is written when a step comes
+            background = msgspec.structs.replace(background, copy=True, check=False, busy="wait")
         self._saver = Saver(folder, background, objects.values())
         self._busy: Busy = background.busy if background is not None else "wait"
         self._objects = objects
@@ -86,7 +90,7 @@ class Commits:
         first, self._said = not self._said, True
         facts = Facts(at.step, at.epoch, at.batch, dict(metrics) or self._known_metrics(at))
         with self._active():
-            document, notes = document_of(tree, row_major=True)
+            document, notes = document_of(tree, row_major=True, shards=self._folder.together)
             committed = self._saver.save(document, facts, self._groups(), begin)
         self.at, self._known, self.torn = at, (at, facts.metrics), False
         self.time = time.monotonic()
@@ -117,6 +121,8 @@ class Commits:
         Raises:
             StorageError: it failed; every older checkpoint is intact.
         """
+        if self._folder.together and not wait:
+            return  # every rank hears it at the same place
         try:
             with self._active():
                 lost = self._saver.collect(wait=wait)
@@ -132,6 +138,9 @@ class Commits:
 
     def _groups(self) -> Groups:
         """Parts of the modules that change less often than the rest."""
+        if self._folder.together:
+            self._folder.shared = shared_paths(self._objects)
+            return {}
         parts = {name: ModulePart(value) for name, value in self._objects.items() if isinstance(value, nn.Module)}
         return {(name, key): group for name, part in parts.items() for key, group in part.groups().items()}
 

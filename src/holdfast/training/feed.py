@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.errors import ArgumentError
 from holdfast.objects.loader import LoaderPart
+from holdfast.objects.passing import pass_over
 from holdfast.training.resuming import Position
 
 log = logging.getLogger("holdfast")
@@ -58,11 +59,20 @@ class Feed:
             self.part = LoaderPart(loader)
         if self.part.obj is not loader:
             raise ArgumentError(f"`{self._root}`: batches() was given another loader than loader= of the run; give one")
-        for note in self.part.notes() if state is not None and state["batch"] else ():
+        for note in self.part.notes() if state is not None and position.batch else ():
             log.warning("run %s resumes at batch %d: %s", self._root, position.batch, note)
-        iterator = self.part.begin() if state is None else self.part.go_on(state, self._rng)
+        iterator = self._iterator(self.part, state)
         for note in self.part.warnings:
             log.warning("run %s: %s", self._root, note)
+        return iterator
+
+    def _iterator(self, part: LoaderPart, state: dict[str, Any] | None) -> Iterator[Any]:
+        if state is None:
+            return part.begin()
+        if "passed" not in state:
+            return part.go_on(state, self._rng)
+        iterator = part.begin()  # saved by another number of processes: another order, and so another place
+        pass_over(iterator, state["passed"])
         return iterator
 
     def notes(self) -> list[str]:

@@ -6,7 +6,8 @@ import datetime
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -32,10 +33,12 @@ from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, r
 from holdfast.runs.shards import Shards
 from holdfast.runs.verify import refuse_damage
 from holdfast.runs.writing import write_checkpoint
+from holdfast.spec import Path
 from holdfast.storage.places import StagedStep, is_folder, is_there, is_url, place_of
 from holdfast.training.environment import environment
 
 log = logging.getLogger("holdfast")
+_T = TypeVar("_T")
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -58,12 +61,17 @@ class Staged(msgspec.Struct, frozen=True):
     """A checkpoint that is written and flushed, and not yet visible.
 
     Attributes:
-        folder: where it is.
+        folder: where it is; None where another rank commits it.
         manifest: what it says.
     """
 
-    folder: StagedStep
+    folder: StagedStep | None
     manifest: Manifest
+
+    def abandon(self) -> None:
+        """Throws it away, unless it was committed."""
+        if self.folder is not None:
+            self.folder.abandon()
 
     @property
     def bytes(self) -> int:
@@ -88,11 +96,18 @@ class RunFolder:
 
     Attributes:
         passed: damaged steps that were set aside, newest first.
+        rank: of this process among those that write the run.
+        size: how many they are.
+        together: whether they are a process group, whose ranks take every step at the same time.
+        shared: paths of whole tensors that all of them have alike.
 
     Raises:
         RunLocked: another process writes this run; names it.
         StorageError: the folder can't be made or written.
     """
+
+    rank, size, together = 0, 1, False
+    shared: frozenset[Path] = frozenset()
 
     def __init__(
         self,
@@ -133,6 +148,18 @@ class RunFolder:
         run = msgspec.structs.replace(found, best=texts["best"], keep=texts["keep"], save=texts["save"])
         write_run_file(self.root, run)
         return run
+
+    def agreed(self, work: Callable[[], _T]) -> _T:
+        """Does something that every process must come through."""
+        return work()
+
+    def decided(self, value: bool) -> bool:
+        """What the process that decides says."""
+        return value
+
+    def on_any(self, value: bool) -> bool:
+        """Whether it is so in one of the processes at least."""
+        return value
 
     def candidates(self) -> Iterator[Checkpoint]:
         """Committed checkpoints that open, newest first; one that does not is set aside, loudly.
@@ -192,24 +219,27 @@ class RunFolder:
             )
         return path
 
-    def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
-        """Writes and flushes a checkpoint; nobody sees it before :meth:`publish`.
-
-        Raises:
-            StorageError: the disk is full or failed; every older checkpoint is intact.
-        """
-        manifest = Manifest(
+    def manifest(self, facts: Facts) -> Manifest:
+        """What a commit says, without its files."""
+        return Manifest(
             run=self.run.run,
             step=facts.step,
             time=datetime.datetime.now(datetime.UTC),
             epoch=facts.epoch,
             batch=facts.batch,
             metrics=dict(facts.metrics),
-            environment=environment(),
+            environment={**environment(), "world_size": self.size},
         )
+
+    def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
+        """Writes and flushes a checkpoint; nobody sees it before :meth:`publish`.
+
+        Raises:
+            StorageError: the disk is full or failed; every older checkpoint is intact.
+        """
         folder = place_of(self.root).stage_step(self.root, step_name(facts.step))
         try:
-            written = write_checkpoint(folder, document, manifest, groups=groups, shards=self._shards)
+            written = write_checkpoint(folder, document, self.manifest(facts), groups=groups, shards=self._shards)
             if self._read_back:
                 refuse_damage(*((folder.path, written) if folder.data else (folder.partial,)))
         except BaseException:
@@ -223,8 +253,9 @@ class RunFolder:
         Raises:
             StorageError: the disk failed; every older checkpoint is intact.
         """
-        self._lock.check()
-        staged.folder.commit()
+        if staged.folder is not None:
+            self._lock.check()
+            staged.folder.commit()
         return self.prune()
 
     def prune(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +13,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart, NotFound, UnknownFormat
-from holdfast.formats.base import Document
 from holdfast.objects.optimizer import is_scheduler
 from holdfast.policy.report import LoadReport
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import parse_step
 from holdfast.runs.reference import locate
-from holdfast.serialization.reading import read_tree
-from holdfast.state.flatten import child
 from holdfast.storage.places import absolute, is_url
 from holdfast.training.folder import RunFolder
+from holdfast.training.own import own_parts
 from holdfast.transfer.opened import opened_document
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 
 log = logging.getLogger("holdfast")
 
-OWN_PARTS = ("rng", "loader", "args")
+OWN_PARTS = ("rng", "loader", "args", "ranks")
 """Parts of a checkpoint that the run itself writes."""
 FRESH = -1
 """The step before all steps: a run that is told to begin anew goes back to it."""
@@ -96,7 +95,7 @@ def _newest(folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed
     for checkpoint in folder.candidates():
         with checkpoint:
             try:
-                found = _restore(checkpoint, folder.root, objects, rng)
+                found = folder.agreed(functools.partial(_restore, checkpoint, folder, objects, rng))
             except (UnknownFormat, MissingPart):
                 raise  # no damage: a newer holdfast wrote it, or the program has a new object
             except (FormatError, NotFound) as reason:  # NotFound: one of its files
@@ -120,11 +119,11 @@ def _used_instead(passed: Sequence[int], step: int) -> str:
     return f"goes on from step {step}, the newest good checkpoint, instead of step {steps}; the rest is trained again"
 
 
-def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng: bool) -> Resumed:
+def _restore(checkpoint: Checkpoint, folder: RunFolder, objects: Mapping[str, Any], rng: bool) -> Resumed:
     manifest, document = checkpoint.manifest, checkpoint.document()
-    file = checkpoint.file
-    random_state = _own(document, "rng", file) if rng else None
-    loader = _own(document, "loader", file)
+    file, root = checkpoint.file, folder.root
+    own = own_parts(document, manifest, folder, file)
+    random_state, loader = own.rng if rng else None, own.loader
     given = _settings(objects)
     try:
         report = restore_objects(document, file, objects, RestoreOptions()) if objects else LoadReport()
@@ -137,7 +136,9 @@ def _restore(checkpoint: Checkpoint, root: str, objects: Mapping[str, Any], rng:
             log.warning("run %s: step %d holds `%s`, which the program does not give", root, manifest.step, name)
     for note in _overridden(given, _settings(objects)):
         log.warning("run %s: %s", root, note)
-    position = Position(manifest.epoch or 0, manifest.step, manifest.batch or 0)
+    for note in own.notes:
+        log.warning("run %s: %s", root, note)
+    position = Position(manifest.epoch or 0, manifest.step, own.batch)
     return Resumed(position, random_state, loader)
 
 
@@ -170,12 +171,6 @@ def _overridden(
                         f"`{name}` group {index}: {key} is {now[key]!r} as in the checkpoint, not {given[key]!r} as "
                         "the program has it; to change it, set it after resume()"
                     )
-
-
-def _own(document: Document, name: str, file: str) -> dict[str, Any] | None:
-    tree = child(document.tree, name)
-    state: dict[str, Any] | None = None if tree is None else read_tree(tree, file)
-    return state
 
 
 def take_weights(source: Any, objects: Mapping[str, Any], root: str) -> None:

@@ -20,13 +20,13 @@ from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
 from holdfast.training.feed import Feed
-from holdfast.training.folder import RunFolder
 from holdfast.training.proof import trial
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
 from holdfast.training.signals import ErrorWatch, SignalWatch
 from holdfast.training.steps import StepWatch
-from holdfast.training.triggers import is_due, parse_triggers
+from holdfast.training.together import open_folder
+from holdfast.training.triggers import is_due, is_timed, parse_triggers
 
 log = logging.getLogger("holdfast")
 
@@ -104,7 +104,7 @@ class Run:
         rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
         best_text = " ".join(map(str, bests)) or None
         texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = RunFolder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
+        self._folder = open_folder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._feed = Feed(root, loader)
@@ -154,7 +154,7 @@ class Run:
             for note in restore_rng(found.rng, self.path) if found.rng is not None else ():
                 log.warning("run %s: %s", self.path, note)
         elif self._start_from is not None:
-            take_weights(self._start_from, self._objects, self.path)
+            self._folder.agreed(lambda: take_weights(self._start_from, self._objects, self.path))
         self._looked = True
         for watch in (self._watch, self._error_watch):
             if watch is not None:
@@ -209,7 +209,8 @@ class Run:
                 self._rest = (self.position, self._moment()) if self._watch or self._error_watch else None
                 return
             except RuntimeError:  # of loader workers that were told to go as well, while an item was waited for
-                self._go_if_told()
+                if not self._folder.together:
+                    self._go_if_told()
                 raise
             if due and moment is not None:  # as it was before this item was drawn
                 self._commit({}, moment)
@@ -221,7 +222,7 @@ class Run:
         """Saves now if the run's objects are whole now; else the next boundary between items does."""
         when = "saving" if self._counts else "the next run.save() saves"
         log.warning("run %s: signal %d: %s, then leaving", self.path, number, when)
-        if self._inside or self._commits.active or not self._counts:
+        if self._inside or self._commits.active or not self._counts or self._folder.together:
             return False
         self._save_rest()
         return True
@@ -235,13 +236,18 @@ class Run:
 
     def _go_if_told(self) -> None:
         """Saves and ends the program when a signal came while that had to wait."""
-        if self._watch is not None and self._watch.pending is not None:
+        if self._watch is not None and self._told():
             self._save_rest()
             self._watch.leave()
 
+    def _told(self) -> bool:
+        """Whether a signal came, to this process or to another of its group, which are told alike."""
+        return self._watch is not None and self._watch.told(self._folder.on_any)
+
     def _on_error(self, error: BaseException) -> None:
         """Commits what was done before an error that ends the training; says in the error what became of it."""
-        if not self._triggers.exception or not self._looked or isinstance(error, SystemExit | GeneratorExit):
+        alone = self._triggers.exception and self._looked and not self._folder.together
+        if not alone or isinstance(error, SystemExit | GeneratorExit):
             return
         try:
             if self._steps.stepping:
@@ -269,6 +275,8 @@ class Run:
         """Whether a rule asks for a save here, between two items; inside a gradient accumulation it waits."""
         seconds = time.monotonic() - self._commits.time
         reason = is_due(self._triggers.rules, step=self._step, last_step=self._asked_at, seconds=seconds)
+        if self._folder.together and is_timed(self._triggers.rules):
+            reason = "a rule of time" if self._folder.decided(bool(reason)) else None
         self._asked_at = self._step
         self._due = self._due or reason or ("the save before was torn" if self._commits.torn else None)
         if self._due is None or self._commits.at == self.position or self._steps.accumulating:
@@ -304,8 +312,8 @@ class Run:
         )
         self._asked_at = self._step
         committed = None
-        told = self._watch is not None and self._watch.pending is not None
-        if reason or told or self._is_best(values):
+        told = self._told()
+        if self._folder.decided(bool(reason or told or self._is_best(values))):
             committed = self._commit(values)
         elif values:
             self._commits.note(self.position, values)

@@ -134,7 +134,7 @@ class Saver:
                 snapshot.check()
             pruned = self._folder.publish(staged)
         finally:
-            staged.folder.abandon()
+            staged.abandon()
         return Outcome(staged.bytes, staged.changed, time.perf_counter() - job.begin, pruned)
 
     # -- how it went ---------------------------------------------------------------------------------------------------

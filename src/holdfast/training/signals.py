@@ -54,6 +54,13 @@ class SignalWatch:
             if signal.getsignal(number) in (self._handle, self._worker_ended):
                 signal.signal(number, handler)
 
+    def told(self, on_any: Callable[[bool], bool]) -> bool:
+        """Whether a signal is pending here, or in another process of the group, which are told to go together."""
+        if not on_any(self.pending is not None):
+            return False
+        self.pending = self.pending or signal.SIGTERM
+        return True
+
     def leave(self) -> None:
         """Ends the process as a shell expects of signal n, with exit code 128 + n, if one is pending."""
         if self.pending is not None:

@@ -75,6 +75,11 @@ def _rule(number: int, unit: str) -> SaveRule:
     return EveryEpochs(number) if unit == "ep" else EverySeconds(number * SECONDS[unit])
 
 
+def is_timed(rules: Sequence[SaveRule]) -> bool:
+    """Whether a clock has a say, which two processes read differently."""
+    return any(isinstance(rule, EverySeconds) for rule in rules)
+
+
 def is_due(
     rules: Sequence[SaveRule], *, step: int, last_step: int, epochs_done: int | None = None, seconds: float = 0.0
 ) -> str | None:

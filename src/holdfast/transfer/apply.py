@@ -21,9 +21,11 @@ from holdfast.policy.names import without_wrappers
 from holdfast.policy.policies import Warm
 from holdfast.serialization.memory import announce_write, bump_versions
 from holdfast.serialization.reading import count_lost, fill, live_dtype, read_tree
+from holdfast.serialization.sharded import here
 from holdfast.state.flatten import map_leaves
 from holdfast.state.paths import printable
 from holdfast.transfer.plan import ObjectPlan
+from holdfast.transfer.sharding import like
 
 
 def refuse_lossy(plans: list[ObjectPlan], file: str) -> None:
@@ -76,6 +78,8 @@ def _state_to_assign(plan: ObjectPlan, hyper: str, file: str) -> Any:
         if name is None:
             return leaf
         live = targets.get(name)
+        if name in plan.sharded:
+            return like(plan.sharded[name], live_dtype(leaf.spec), exists=live is not None)
         fits = live is not None and tuple(live.shape) == leaf.spec.shape and live.dtype == live_dtype(leaf.spec)
         return live if fits else torch.empty(leaf.spec.shape, dtype=live_dtype(leaf.spec))
 
@@ -136,7 +140,7 @@ def _leading(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def _fill(plans: list[ObjectPlan], spare: bool, file: str) -> None:
     targets = {plan.name: plan.part.targets() for plan in plans if plan.reads}
     pairs = [
-        (f"{plan.name}.{name}", leaf, _leading(targets[plan.name][name], leaf.spec.shape))
+        (f"{plan.name}.{name}", leaf, _leading(here(targets[plan.name][name], name), leaf.spec.shape))
         for plan in plans
         for name, leaf in plan.reads.items()
     ]

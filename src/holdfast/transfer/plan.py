@@ -39,6 +39,7 @@ class ObjectPlan(msgspec.Struct):
         checked: targets whose values must be looked at before they are cast.
         policy: what may differ; a module that judges names itself is asked to be strict unless this is a Warm.
         size: elements of the live object, its weight in the coverage of a whole restore.
+        sharded: targets of which this process has a part, or the parameters that new ones are to be like.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ObjectPlan(msgspec.Struct):
     checked: list[str] = []
     policy: Policy | None = None
     size: int = 1
+    sharded: dict[str, torch.Tensor] = {}
 
 
 def plan_module(

@@ -12,6 +12,7 @@ from holdfast.policy.names import align, policy_names, without_wrappers
 from holdfast.policy.policies import Policy, Warm
 from holdfast.policy.report import LoadReport
 from holdfast.serialization.lowering import lower_state
+from holdfast.serialization.sharded import is_sharded
 from holdfast.state.flatten import child, keys
 from holdfast.state.values import Tree, Typed
 from holdfast.transfer.plan import ObjectPlan
@@ -44,7 +45,7 @@ def plan_optimizer(
     """
     groups, order = _groups(tree, name, file)
     report = LoadReport()
-    stored, live = _stored_names(record, groups), part.param_names()
+    stored, live = _stored_names(record, groups) or _names_as_keys(order), part.param_names()
     if not stored or live is None or len(stored) != len(order):
         _check_groups(name, part, [len(child(group, "params") or []) for group in groups], file)
         known = "the file has no parameter names" if not stored else "give model= beside it"
@@ -53,6 +54,8 @@ def plan_optimizer(
     else:
         found = _by_name(stored, live, policy, name, file, report)
         places = {order[old]: new for old, new in found.items()}
+    # torch.distributed.checkpoint keeps numbers that are keys as text
+    places |= {str(key): place for key, place in places.items() if str(key) not in places}
     moved = _moved(tree, groups, places, part, report)
     reads = _reads(name, part, moved, file, report)
     report.loaded.append("param_groups")
@@ -76,6 +79,12 @@ def _stored_names(record: Mapping[str, Any], groups: Sequence[Tree]) -> list[str
     if not isinstance(names := record.get("param_names"), list):
         names = [name for part in listed if isinstance(part, list) for name in part]
     return [str(name) for name in names]
+
+
+def _names_as_keys(order: Sequence[int | str]) -> list[str]:
+    """The keys of the parameters where they are names, as torch's ``get_state_dict`` makes them; else []."""
+    names = [key for key in order if type(key) is str and not key.isdecimal()]
+    return names if len(names) == len(order) else []
 
 
 def _check_groups(name: str, part: OptimizerPart, sizes: list[int], file: str) -> None:
@@ -159,6 +168,7 @@ def _moved(
 
 def _reads(name: str, part: OptimizerPart, tree: Tree, file: str, report: LoadReport) -> dict[str, StoredTensor]:
     targets, shapes, reads = part.targets(), part.param_shapes(), {}
+    shared = [tuple(one.shape) if is_sharded(one) else None for one in part.parameters()]
     of_torch = type(part.obj).__module__.startswith("torch.optim.")  # others mean what they like by exp_avg
     for index, values in tree["state"].payload:
         for key in keys(values):
@@ -173,7 +183,7 @@ def _reads(name: str, part: OptimizerPart, tree: Tree, file: str, report: LoadRe
                     file=file,
                     path=f"{name}.{path}",
                 )
-            if leaf.spec.nbytes > _SMALL or path in targets:
+            if leaf.spec.nbytes > _SMALL or path in targets or shared[index : index + 1] == [leaf.spec.shape]:
                 reads[path] = leaf
             report.loaded.append(path)
     return reads

@@ -30,6 +30,7 @@ from holdfast.transfer.plan import ObjectPlan, plan_module
 from holdfast.transfer.plan_optimizer import plan_optimizer
 from holdfast.transfer.quantized import quantized_record, refuse_script_objects
 from holdfast.transfer.rescue import states_for_modules
+from holdfast.transfer.sharding import localise
 
 _VALUE_BYTES = 1024 * 1024
 """A part of a file with more tensor bytes than this is no plain value of a checkpoint."""
@@ -78,6 +79,7 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
         _add_values(report, document, {path[0] for path in used}, file)
     report.notes += [f"`{name}` was found at `{dotted(part.path)}`" for name, part in found.items() if not part.by_name]
     for plan in plans:
+        localise(plan)
         if isinstance(plan.part, OptimizerPart):
             report.notes += _hyper_notes(plan, options.hyper, file)
     if not options.dry_run:

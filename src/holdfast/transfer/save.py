@@ -71,7 +71,13 @@ def save_file(
 
 @collector_paused
 def document_of(
-    obj: Any, *, row_major: bool, config: Any = None, probe: Any = None, metadata: Mapping[str, str] | None = None
+    obj: Any,
+    *,
+    row_major: bool,
+    config: Any = None,
+    probe: Any = None,
+    metadata: Mapping[str, str] | None = None,
+    shards: bool = False,
 ) -> tuple[Document, list[str]]:
     """The document for any nesting of live objects, tensors and plain values, and notes on it.
 
@@ -81,6 +87,7 @@ def document_of(
         config: how the model is constructed, recorded with the only module of ``obj``.
         probe: an example input for the only module of ``obj``.
         metadata: the user's own strings.
+        shards: whether tensors that several processes share may be in it; see ``lower_state``.
 
     Raises:
         UnsupportedValue: names the path and the type.
@@ -101,7 +108,7 @@ def document_of(
         part = parts[dotted(path) if path else ""] = adapt(value, dotted(path), names)
         return part.capture()
 
-    lowered = lower_state(obj, row_major=row_major, replace=replace)
+    lowered = lower_state(obj, row_major=row_major, replace=replace, shards=shards)
     modules = {key: part.obj for key, part in parts.items() if isinstance(part, ModulePart)}
     names.update(parameter_names(modules))  # an optimizer may stand before its model: described when all are known
     described = {key: part.describe() for key, part in parts.items()}

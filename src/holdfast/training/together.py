@@ -1,0 +1,191 @@
+"""A run's folder under a process group: rank 0 holds it and decides, and every rank takes the same steps.
+
+Rank 0 has the lock and writes ``run.json``. What follows from what is on the disk or from a clock is decided there and
+told to the others, since two ranks may see different things.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from holdfast.distributed.group import Group, is_active
+from holdfast.distributed.saving import stage_together
+from holdfast.errors import ArgumentError, FormatError, NotFound, UnknownFormat
+from holdfast.formats.base import Document
+from holdfast.objects.module import ModulePart
+from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
+from holdfast.runs.placing import Groups
+from holdfast.runs.verify import refuse_damage
+from holdfast.spec import Path
+from holdfast.state.paths import printable
+from holdfast.storage.places import is_url
+from holdfast.training.folder import Facts, RunFolder, Staged
+
+_T = TypeVar("_T")
+
+
+def open_folder(root: str, **options: Any) -> RunFolder:
+    """The folder of a run: of this process, or of all under an initialised process group; see :class:`RunFolder`."""
+    return GroupFolder(root, **options) if is_active() else RunFolder(root, **options)
+
+
+class GroupFolder(RunFolder):
+    """A run's folder, held by rank 0 for all. Making one, and each method that says so, is a step that all ranks take.
+
+    Args:
+        root: as :class:`RunFolder`; the same folder on every rank, on a disk that they share.
+        **options: as :class:`RunFolder`.
+    """
+
+    def __init__(self, root: str, **options: Any) -> None:
+        if is_url(root):
+            raise ArgumentError(
+                f"`{printable(root)}`: a run of several processes is not kept in a store in this version; name a "
+                "folder on a disk that they share",
+                file=root,
+            )
+        self._group = Group(root)
+        self._saving = Group(root)  # of the thread that saves, so that the two never wait for each other's answer
+        self.rank, self.size, self.together = self._group.rank, self._group.size, True
+        self.shared: frozenset[Path] = frozenset()
+        self.passed = []
+        if not self._group.first:
+            self.root, self.best_rules, self.keep = root, tuple(options["best"]), list(options["keep"])
+            self._open = True
+        self.run = self._group.ask(lambda: self._take(root, options))
+
+    def _take(self, root: str, options: Mapping[str, Any]) -> Any:
+        super().__init__(root, **options)
+        return self.run
+
+    # -- steps that all ranks take ---------------------------------------------------------------------------------
+
+    def agreed(self, work: Callable[[], _T]) -> _T:
+        """Does something on every rank; what one raises, all do. A step that all take."""
+        return self._group.each(work)[self.rank]
+
+    def decided(self, value: bool) -> bool:
+        """What rank 0 says. A step that all take."""
+        return self._group.ask(lambda: value)
+
+    def on_any(self, value: bool) -> bool:
+        """Whether it is so on one rank at least. A step that all take."""
+        return self._group.any(value)
+
+    def candidates(self) -> Iterator[Checkpoint]:
+        """As in one process; a checkpoint that one rank can't open is set aside. A step that all take, each time."""
+        found = super().candidates() if self._group.first else iter(())
+
+        def following() -> str | None:
+            checkpoint = next(found, None)
+            if checkpoint is None:
+                return None
+            with checkpoint:
+                return checkpoint.file
+
+        while (path := self._group.ask(following)) is not None:
+            opened: list[Checkpoint] = []
+            try:
+                self._group.each(lambda path=path, opened=opened: opened.append(open_checkpoint(path)))  # type: ignore[misc]
+            except UnknownFormat:
+                raise
+            except (FormatError, NotFound) as reason:
+                for one in opened:
+                    one.close()
+                self.set_aside(int(os.path.basename(path).removeprefix("step-")), str(reason))
+                continue
+            yield opened[0]
+
+    def branch_to(self, step: int) -> bool:
+        """As in one process. A step that all take."""
+        here = super().branch_to
+        return self._group.ask(lambda: here(step))
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """As in one process. A step that all take."""
+        here = super().set_aside
+        self._group.ask(lambda: here(step, reason))
+        if not self._group.first:
+            self.passed.append(step)
+
+    def has_quarantined(self) -> bool:
+        """As in one process. A step that all take."""
+        here = super().has_quarantined
+        return self._group.ask(here)
+
+    def path_of(self, step: int) -> str:
+        """As in one process. A step that all take."""
+        here = super().path_of
+        return self._group.ask(lambda: here(step))
+
+    def note_metrics(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Keeps rank 0's metrics. A step that all take."""
+        here = super().note_metrics
+        self._group.ask(lambda: here(step, epoch, metrics))
+
+    def stage(self, document: Document, facts: Facts, groups: Groups) -> Staged:
+        """Writes and flushes a checkpoint, each rank its part. A step that all take, on the thread that saves."""
+        manifest = self.manifest(facts) if self._group.first else None
+        staged = Staged(*stage_together(self._saving, self.root, document, manifest, self.shared))
+        try:
+            self._saving.ask(lambda: self._look_back(staged))
+        except BaseException:
+            staged.abandon()
+            raise
+        return staged
+
+    def _look_back(self, staged: Staged) -> None:
+        if self._read_back and staged.folder is not None:
+            refuse_damage(staged.folder.partial)
+
+    def publish(self, staged: Staged) -> list[int]:
+        """Commits on rank 0. A step that all take, on the thread that saves."""
+        here = super().publish
+        return self._saving.ask(lambda: here(staged))
+
+    # -- what is asked of rank 0 alone, or of nobody -----------------------------------------------------------------
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Rank 0's answer; the others hear it by :meth:`decided`."""
+        return self._group.first and super().is_best(metrics)
+
+    @property
+    def held(self) -> bool:
+        """Whether this run is written by this process's group."""
+        return super().held if self._group.first else self._open
+
+    def close(self) -> None:
+        """Lets another program write the run. No step of all: it may come out of an error."""
+        if self._group.first:
+            super().close()
+        else:
+            self._open = False
+
+
+def shared_paths(objects: Mapping[str, Any]) -> frozenset[Path]:
+    """The whole tensors of a run's objects that every rank has alike: what DDP trains, and its optimizers' state.
+
+    Buffers are not among them: DDP sends rank 0's to the others, and only rank 0's are what an uninterrupted training
+    goes on with. Nor is what no wrapper keeps alike.
+    """
+    alike: set[int] = set()
+    found: set[Path] = set()
+    for name, value in objects.items():
+        if isinstance(value, nn.Module):
+            for part in value.modules():
+                if isinstance(part, nn.parallel.DistributedDataParallel):
+                    alike |= {id(parameter) for parameter in part.parameters()}
+            kept = ModulePart(value).parameters()
+            found |= {(name, key) for key, parameter in kept.items() if id(parameter) in alike}
+    for name, value in objects.items():
+        if isinstance(value, Optimizer):
+            parameters = [p for group in value.param_groups for p in group["params"]]
+            for index, parameter in enumerate(parameters):
+                if id(parameter) in alike:
+                    found |= {(name, "state", index, key) for key in value.state.get(parameter, {})}
+    return frozenset(found)
