@@ -32,6 +32,8 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "memory": ([], ["--layers", "1"]),
     "opening": ([], []),
+    "distributed": (["--pairs", "3"], ["--pairs", "1", "--megabytes", "16"]),
+    "remote": (["--pairs", "3"], ["--pairs", "1", "--megabytes", "8"]),
     "gpu": ([], []),
 }
 """Script to its options, and those of ``--quick``; all of them together take less than ten minutes with all peers."""
