@@ -1,7 +1,6 @@
 """What goes wrong when checkpoints are loaded, one lesson a test: first what torch alone does, then holdfast.
 
-Lesson 23 is tested as far as a machine without an accelerator shows it. Lesson 30, torch.distributed.checkpoint over
-its own older data, waits for holdfast's storage beneath it.
+Lesson 23 is tested as far as a machine without an accelerator shows it.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 import holdfast
 from holdfast.cli.main import main
+from holdfast.distributed import HoldfastReader, HoldfastWriter
 from holdfast.errors import (
     CorruptFile,
     FormatError,
@@ -385,3 +386,38 @@ def test_lesson_29_names_can_not_drive_a_terminal(tmp_path: Path, capsys: pytest
     for text in (str(refused.value), str(refused.value.report), capsys.readouterr().out, summary):
         assert r"\x1b[2J" in text
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+# -- 30
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled:UserWarning", "ignore:Detected an existing:UserWarning"
+)
+def test_lesson_30_a_save_that_fails_into_the_same_folder_leaves_what_was_there(tmp_path: Path) -> None:
+    """The old data are gone before the new metadata exist: what is then loaded is neither of the two."""
+
+    def failing(writer: type) -> Any:
+        class Failing(writer):  # type: ignore[misc]
+            def finish(self, **_: Any) -> None:
+                raise OSError("the machine stops here")
+
+        return Failing
+
+    def saved(value: float, writer: Any) -> None:
+        dcp.save({"w": torch.full((4,), value)}, storage_writer=writer, no_dist=True)
+
+    def loaded(reader: Any) -> Any:
+        into = {"w": torch.zeros(4)}
+        dcp.load(into, storage_reader=reader, no_dist=True)
+        return into["w"].tolist()
+
+    saved(1.0, dcp.FileSystemWriter(tmp_path / "theirs"))
+    with pytest.raises(CheckpointException):
+        saved(2.0, failing(dcp.FileSystemWriter)(tmp_path / "theirs"))
+    assert loaded(dcp.FileSystemReader(tmp_path / "theirs")) == [2.0] * 4, "the first one is lost"
+    saved(1.0, HoldfastWriter(tmp_path / "ours"))
+    with pytest.raises(CheckpointException):
+        saved(2.0, failing(HoldfastWriter)(tmp_path / "ours"))
+    assert loaded(HoldfastReader(tmp_path / "ours")) == [1.0] * 4
+    assert holdfast.verify(tmp_path / "ours").status == "OK"
