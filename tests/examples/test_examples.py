@@ -52,6 +52,35 @@ def test_digits_goes_on_where_it_was(repository: Path, tmp_path: Path) -> None:
     assert float(re.search(r"best model: ([\d.]+)%", second)[1]) > 60
 
 
+def test_the_exported_digits_read_as_the_model_does(repository: Path, tmp_path: Path) -> None:
+    printed = run(repository / "examples" / "export_digits.py", "--into", tmp_path / "files")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == [
+        "holdfast.save", "TorchScript", "ONNX", "torch.export", "dynamic-int8", "static-int8",
+    ]  # fmt: skip
+    correct = [float(row[3].rstrip("%")) for row in rows]
+    assert correct[0] > 85
+    for row, share in zip(rows, correct, strict=True):
+        assert int(row[2].replace(",", "")) == (tmp_path / "files" / row[1]).stat().st_size
+        assert float(row[6]) > 0
+        if "int8" in row[0]:
+            assert abs(share - correct[0]) <= 2
+            assert int(row[4].split()[0]) >= 350
+            assert int(row[2].replace(",", "")) < int(rows[0][2].replace(",", ""))
+        else:
+            assert (share, row[4]) == (correct[0], "360 of 360")
+            assert float(row[5]) < 1e-4
+    assert float(rows[-1][5]) > float(rows[-2][5]) > 1e-3, "the quantized files hold the float model"
+
+
+def test_a_run_that_is_not_there_is_said(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(repository / "examples" / "export_digits.py"), f"{tmp_path}/none@best"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(holdfast.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert done.returncode == 1
+    assert "NotFound" in done.stderr
+
+
 @pytest.fixture
 def demo(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(repository / "examples")
