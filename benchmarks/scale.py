@@ -423,6 +423,14 @@ def tables() -> dict[str, str]:
                 for part in (PART, 8 * PART)
             ],
         ),
+        "small": _table(
+            ["model", "ranks", "of the pieces", "of the bytes"],
+            [
+                [model.name, f"{ranks:,}", *(f"{100 * share:.2g} %" for share in small_pieces(model, ranks))]
+                for model in MODELS
+                for ranks in (512, 4096)
+            ],
+        ),
         "copies": _table(
             ["400B on", "cut over", "entries", "metadata", "rank 0", "save, disk", "load, disk"],
             [
