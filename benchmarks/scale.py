@@ -87,7 +87,7 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on two cores of AMD EPYC; docs/scale.md says how. Bytes a second, seconds an entry.
+    """What was measured on two cores of AMD EPYC; scale_constants.py does it again. Bytes a second, seconds an entry.
 
     Attributes:
         digest: verifying from memory, two cores (benchmarks/README.md, ``opening.py``).
@@ -98,19 +98,19 @@ class Measured:
         commit: making, checking and writing an entry, on rank 0.
         open: reading and checking an entry, on every rank.
         kept: bytes of memory that an entry takes in each process that has a checkpoint open.
-        once: what encodes or decodes the entries in one call, during which no other thread of the process runs.
+        once: what decodes the entries in one call, during which no other thread of the process runs.
         record: bytes of the manifest for each file.
     """
 
     digest: float = 6.31e9
     upload: float = 0.8e9
     call: float = 0.009
-    told: int = 226
-    hear: float = 3.4e-6
-    commit: float = 33e-6
-    open: float = 29e-6
-    kept: int = 2068
-    once: float = 1.5e-6
+    told: int = 222
+    hear: float = 6e-6
+    commit: float = 16e-6
+    open: float = 21e-6
+    kept: int = 1800
+    once: float = 3.2e-6
     record: int = 138
 
 

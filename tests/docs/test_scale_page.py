@@ -46,9 +46,10 @@ def test_the_numbers_in_the_text_are_those_of_the_tables(scale: ModuleType) -> N
     assert f"**Rank 0**, from {found[2]} ranks" in text
     assert f"**The store's rate**, from {scale.slow_down(scale.Machine())} ranks" in text
     assert f"**The limit of entries.json**, from {found[1]} ranks" in text
-    assert f"**Restarting**, from {found[3]} ranks" in text
+    assert f"**Restarting**, from {found[3]:,} ranks" in text
     assert f"**Memory**, from {found[4]:,} ranks" in text
-    assert 55 < scale.cost(model, 512).coordinator + 5 < 65  # "a minute"
+    assert f"from {found[5]:,} ranks on; for 400B" in text
+    assert 25 < scale.cost(model, 512).coordinator < 35  # "half a minute"
     assert scale.cost(model, 4096).gets // 10**6 >= 17
     assert 4096**2 / scale.Machine().gets > 3000  # "an hour"
     assert scale.cost(scale.MODELS[2], 4096).largest / scale.Machine().disk < 0.5
@@ -127,9 +128,10 @@ def test_entries_of_one_process_are_as_long_as_real_ones(scale: ModuleType, tmp_
     step = next((tmp_path / "a").glob("step-*"))
     model = scale.Model("same", (scale.Group(len(names), 64, 64),), ("float32",))
     found = scale.cost(model, 1)
-    assert len(json.loads((step / "entries.json").read_bytes())["entries"]) == found.entries
-    written = found.metadata - scale.Measured().record
-    assert (step / "entries.json").stat().st_size == pytest.approx(written, rel=0.1)
+    written = json.loads((step / "entries.json").read_bytes())["entries"]
+    ours = [json.dumps(entry, separators=(",", ":")) for entry in written if entry["path"][0] == "model"]
+    assert len(ours) == found.entries
+    assert sum(map(len, ours)) == pytest.approx(found.metadata - scale.Measured().record, rel=0.1)
 
 
 def test_entries_of_a_sharded_checkpoint_are_as_many_and_as_long_as_real_ones(scale: ModuleType) -> None:
