@@ -23,15 +23,20 @@ DIGEST = "0123456789abcdef" * 2
 
 
 @pytest.fixture
+def models(scale: ModuleType) -> ModuleType:
+    return importlib.import_module("scale_models")
+
+
+@pytest.fixture
 def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("scale")
 
 
-def small(scale: ModuleType) -> Any:
+def small(models: ModuleType) -> Any:
     """A model whose rows do not divide evenly, with pieces of several chunks and of a few bytes."""
-    groups = (scale.Group(3, 10, 4_000_000), scale.Group(5, 7, 3), scale.Group(2, 64, 1))
-    return scale.Model("small", groups, ("bfloat16", "float32"))
+    groups = (models.Group(3, 10, 4_000_000), models.Group(5, 7, 3), models.Group(2, 64, 1))
+    return models.Model("small", groups, ("bfloat16", "float32"))
 
 
 def test_the_tables_are_what_the_function_gives(scale: ModuleType) -> None:
@@ -62,8 +67,8 @@ def test_the_models_are_as_large_as_their_names(scale: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 8, 100])
-def test_the_pieces_are_the_model(scale: ModuleType, ranks: int) -> None:
-    model = small(scale)
+def test_the_pieces_are_the_model(scale: ModuleType, models: ModuleType, ranks: int) -> None:
+    model = small(models)
     held = 0
     for one in scale._plan(model, ranks):
         rows, columns = one.spec.shape
@@ -111,14 +116,14 @@ def test_copies_share_the_writing_and_add_no_entries(scale: ModuleType) -> None:
     assert shared.files == 4096 + 3
 
 
-def test_a_rank_of_twice_as_many_reads_at_most_twice_its_bytes(scale: ModuleType) -> None:
-    for one in scale._plan(small(scale), 2):
+def test_a_rank_of_twice_as_many_reads_at_most_twice_its_bytes(scale: ModuleType, models: ModuleType) -> None:
+    for one in scale._plan(small(models), 2):
         verified, wanted = scale._resharded(one, 2)
         assert wanted <= verified <= 2 * max(wanted, one.tensors * CHUNK)
         assert verified <= one.tensors * one.bytes
 
 
-def test_entries_of_one_process_are_as_long_as_real_ones(scale: ModuleType, tmp_path: Path) -> None:
+def test_entries_of_one_process_are_as_long_as_real_ones(scale: ModuleType, models: ModuleType, tmp_path: Path) -> None:
     names = [f"model.layers.{number}.self_attn.q_proj.weight" for number in range(10, 60)]
     net = torch.nn.Module()
     for name in names:
@@ -126,7 +131,7 @@ def test_entries_of_one_process_are_as_long_as_real_ones(scale: ModuleType, tmp_
     with holdfast.Run(tmp_path / "a", model=net) as run:
         run.save()
     step = next((tmp_path / "a").glob("step-*"))
-    model = scale.Model("same", (scale.Group(len(names), 64, 64),), ("float32",))
+    model = models.Model("same", (models.Group(len(names), 64, 64),), ("float32",))
     found = scale.cost(model, 1)
     written = json.loads((step / "entries.json").read_bytes())["entries"]
     ours = [json.dumps(entry, separators=(",", ":")) for entry in written if entry["path"][0] == "model"]
@@ -134,10 +139,12 @@ def test_entries_of_one_process_are_as_long_as_real_ones(scale: ModuleType, tmp_
     assert sum(map(len, ours)) == pytest.approx(found.metadata - scale.Measured().record, rel=0.1)
 
 
-def test_entries_of_a_sharded_checkpoint_are_as_many_and_as_long_as_real_ones(scale: ModuleType) -> None:
+def test_entries_of_a_sharded_checkpoint_are_as_many_and_as_long_as_real_ones(
+    scale: ModuleType, models: ModuleType
+) -> None:
     sharded = pytest.importorskip("holdfast.runs.sharded", reason="sharded checkpoints are not there yet")
     ranks = 12
-    model = scale.Model("small", (scale.Group(20, 30, 3_000_000), scale.Group(21, 64, 1)), ("float32", "bfloat16"))
+    model = models.Model("small", (models.Group(20, 30, 3_000_000), models.Group(21, 64, 1)), ("float32", "bfloat16"))
     parts: list[list[Any]] = [[] for _ in range(ranks)]
     tree: dict[str, Any] = {}
     for index, one in enumerate(scale._plan(model, ranks)):
