@@ -1,0 +1,54 @@
+"""benchmarks/scale.py counts the requests that are really sent."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+from holdfast.runs.checkpoint import open_checkpoint
+from holdfast.storage.places import open_source, place_of
+from holdfast.storage.remote import store
+from holdfast.storage.requests import WriteRequest
+from tests.docs.pages import ROOT
+from tests.remote.servers import Bucket
+from tests.remote.test_runs import train
+
+
+@pytest.fixture
+def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("scale")
+
+
+@pytest.mark.parametrize("size", [1, store.PART, store.PART + 1, 2 * store.PART, 20_000_000])
+def test_an_upload_and_a_reading_send_as_many(faulty: Bucket, scale: ModuleType, size: int) -> None:
+    path = f"{faulty.url}/rank-00000.safetensors"
+    faulty.server.fault("", times=0)
+    with place_of(path).stage(path, durable=True) as staged:
+        staged.write([WriteRequest(0, bytes(size))])
+    sent = [faulty.server.seen(f"{method} /{faulty.name}/rank") for method in ("PUT", "POST")]
+    assert sum(sent) == scale.upload_requests(size)
+    faulty.server.fault("", times=0)
+    source = open_source(path)
+    assert faulty.server.seen("HEAD /") == 1
+    for at in range(0, size, store.PART):
+        source.read_into(at, memoryview(bytearray(min(store.PART, size - at))))
+    source.close()
+    assert faulty.server.seen("GET /") == -(-size // store.PART)
+
+
+def test_parts_grow_where_an_object_would_have_too_many(scale: ModuleType) -> None:
+    assert scale.upload_requests(9_000 * store.PART) == 9_002
+    assert scale.upload_requests(20_000 * store.PART) == 9_002
+
+
+def test_opening_a_checkpoint_asks_for_each_container(faulty: Bucket) -> None:
+    train(f"{faulty.url}/a", 1)
+    faulty.server.fault("", times=0)
+    with open_checkpoint(f"{faulty.url}/a/step-00000003") as checkpoint:
+        containers = [name for name in checkpoint.manifest.files if name.endswith(".safetensors")]
+        assert len(containers) >= 2
+        for name in containers:
+            assert faulty.server.seen(f"{name}?") == 1
