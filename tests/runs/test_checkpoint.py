@@ -7,8 +7,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound, RefusedFile, StorageError
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, RefusedFile, StorageError, UnsupportedValue
 from holdfast.formats.base import Document, StoredTensor
+from holdfast.runs import writing
+from holdfast.runs.catalog import scan
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.manifest import encode
 from holdfast.runs.writing import write_checkpoint
@@ -210,3 +212,11 @@ def test_state_that_points_past_the_entries(root: Path) -> None:
     for broken in (b"[]", b'{"version": "0", "tree": 1}', b'{"version": 0}'):
         with pytest.raises(CorruptFile, match="no state of a checkpoint"):
             decode_state(broken, lambda index: index, 3, "state.json")
+
+
+@pytest.mark.parametrize("name", ["entries.json", "state.json", "manifest.json"])
+def test_what_no_reader_would_take_is_not_committed(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(writing.LIMITS, name, 100)
+    with pytest.raises(UnsupportedValue, match=rf"{name} would have .* bytes, and 100 are read at most: there are too"):
+        commit(root, 1, {"epoch": [1] * 100})
+    assert scan(root).checkpoints == ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast.errors import CorruptFile, NotFound
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
+from holdfast.formats.collector import collector_paused
 from holdfast.runs.entries import (
     ENTRIES_LIMIT,
     STATE_LIMIT,
@@ -125,6 +126,7 @@ class Checkpoint(Container):
             source.close()
 
 
+@collector_paused
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Opens a committed step, ``runs/a/step-00001000``; no tensor is read.
 

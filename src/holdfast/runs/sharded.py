@@ -18,12 +18,12 @@ from holdfast.runs.entries import decode_entries, encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
 from holdfast.runs.manifest import FileRecord, Manifest, encode
 from holdfast.runs.placing import Member, Placement, Stored, entries, unused_path
+from holdfast.runs.writing import write_small
 from holdfast.spec import Entry, Path, TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Tree
 from holdfast.storage.atomic import StagedFolder
-from holdfast.storage.digest import digest_bytes
 from holdfast.storage.joined import check_file
 
 
@@ -170,6 +170,7 @@ def write_sharded(folder: StagedFolder, document: Document, manifest: Manifest, 
     Raises:
         StorageError: the disk failed, or a rank's container is not what it said.
         ArgumentError: the ranks did not write the same state.
+        UnsupportedValue: entries or values take more bytes than are read.
     """
     files = {part.file: part.record for part in parts if part.record is not None}
     for file, record in files.items():
@@ -179,8 +180,7 @@ def write_sharded(folder: StagedFolder, document: Document, manifest: Manifest, 
     decode_entries(data, files, os.path.join(folder.path, ENTRIES))  # what no reader would take is not committed
     order = iter(numbers)
     for name, content in ((ENTRIES, data), (STATE, encode_state(document.tree, lambda _: next(order)))):
-        folder.write_bytes(name, content)
-        files[name] = FileRecord(len(content), digest_bytes(content))
+        files[name] = write_small(folder, name, content)
     complete = msgspec.structs.replace(manifest, files=files, objects=document.objects, metadata=document.metadata)
-    folder.write_bytes(MANIFEST, encode(complete))
+    write_small(folder, MANIFEST, encode(complete))
     return complete

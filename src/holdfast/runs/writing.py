@@ -10,19 +10,24 @@ from collections.abc import Sequence
 
 import msgspec
 
+from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.packing import Packed
 from holdfast.formats.safetensors_writing import write_tensors
-from holdfast.runs.entries import encode_entries, encode_state
+from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
-from holdfast.runs.manifest import FileRecord, Manifest, encode
+from holdfast.runs.manifest import MANIFEST_LIMIT, FileRecord, Manifest, encode
 from holdfast.runs.placing import Groups, Stored, entries, place
 from holdfast.runs.room import check_run_room
 from holdfast.runs.shards import Shards
 from holdfast.spec import TensorSpec
 from holdfast.state.encoding import dumps
+from holdfast.state.paths import printable
 from holdfast.storage.digest import digest_bytes
 from holdfast.storage.places import StagedStep
+
+LIMITS = {ENTRIES: ENTRIES_LIMIT, STATE: STATE_LIMIT, MANIFEST: MANIFEST_LIMIT}
+"""Bytes that readers take of each."""
 
 
 def write_checkpoint(
@@ -48,6 +53,7 @@ def write_checkpoint(
     Raises:
         StorageError: the disk is full, which is said before the first byte where it can be known, or failed.
         ArgumentError: the tree or the manifest can't be written.
+        UnsupportedValue: entries or values take more bytes than are read.
     """
     placement = place(document.tree, groups)
     files: dict[str, FileRecord] = {}
@@ -71,13 +77,28 @@ def write_checkpoint(
         (ENTRIES, encode_entries(entries(placement, stored))),
         (STATE, encode_state(document.tree, lambda _: next(counter))),
     ):
-        folder.write_bytes(name, data)
-        files[name] = FileRecord(len(data), digest_bytes(data))
+        files[name] = write_small(folder, name, data)
     complete = msgspec.structs.replace(
         manifest, files=files, objects=document.objects, metadata=document.metadata, data=folder.data
     )
-    folder.write_bytes(MANIFEST, encode(complete))
+    write_small(folder, MANIFEST, encode(complete))
     return complete
+
+
+def write_small(folder: StagedStep, name: str, data: bytes) -> FileRecord:
+    """Adds one of the small files of a checkpoint, unless it is larger than what is read.
+
+    Raises:
+        UnsupportedValue: no reader would take it: there are too many tensors, or values beside them.
+    """
+    limit = LIMITS.get(name, len(data))
+    if len(data) > limit:
+        raise UnsupportedValue(
+            f"`{printable(folder.path)}`: {name} would have {len(data):,} bytes, and {limit:,} are read at most: there "
+            "are too many tensors, parts of tensors or values beside them for one checkpoint; nothing was committed"
+        )
+    folder.write_bytes(name, data)
+    return FileRecord(len(data), digest_bytes(data))
 
 
 def _write_container(
