@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from holdfast.distributed import HoldfastReader, HoldfastWriter
 from holdfast.distributed.writer import HoldfastWriter as Direct
 from holdfast.errors import ArgumentError
 from holdfast.storage.syscalls import Syscalls
+from holdfast.training import together
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -100,13 +101,34 @@ class _Planted:
         return os.mkdir, (str(self.mark),)
 
 
-def test_a_run_of_several_processes_is_not_kept_in_a_store(tmp_path: Path) -> None:
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        with pytest.raises(ArgumentError, match="run of several processes is not kept in a store in this version"):
-            holdfast.Run("s3://bucket/run", model=torch.nn.Linear(1, 1))
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_run_of_several_processes_is_not_kept_in_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "is_several", lambda: True)
+    with pytest.raises(ArgumentError, match="run of several processes is not kept in a store in this version"):
+        holdfast.Run("s3://bucket/run", model=torch.nn.Linear(1, 1))
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_group_of_one_process_saves_as_a_process_alone(tmp_path: Path) -> None:
+    """Copies on step, and links what has not changed: neither needs anyone's agreement."""
+    frozen = torch.nn.Linear(600, 600).requires_grad_(False)  # past the size from which files are linked
+    head = torch.nn.Linear(600, 1)
+    opt = torch.optim.SGD(head.parameters(), lr=0.1)
+    with holdfast.Run(tmp_path / "run", teacher=frozen, model=head, opt=opt, background=True) as run:
+        for step in (1, 2, 3):
+            head(torch.ones(1, 600)).sum().backward()
+            opt.step()
+            last = run.save(step=step)
+            last.wait()
+        assert last.changed < last.bytes / 10
+    assert not list((tmp_path / "run").rglob("rank-*"))
 
 
 def test_what_the_planner_pickles_is_audited_and_never_run(tmp_path: Path) -> None:

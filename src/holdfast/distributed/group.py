@@ -26,6 +26,11 @@ def is_active() -> bool:
     return module is not None and module.is_available() and module.is_initialized()
 
 
+def is_several() -> bool:
+    """Whether the initialised process group has more than one process."""
+    return int(sys.modules["torch.distributed"].get_world_size()) > 1
+
+
 class _Failed:
     """What a rank raised, as it goes to the others."""
 

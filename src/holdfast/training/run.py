@@ -104,7 +104,7 @@ class Run:
         rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
         best_text = " ".join(map(str, bests)) or None
         texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
-        self._folder = open_folder(root, best=bests, keep=rules, texts=texts, read_back=read_back)
+        self._folder = open_folder(root, self._objects, best=bests, keep=rules, texts=texts, read_back=read_back)
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._feed = Feed(root, loader)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from holdfast.distributed.group import Group, is_active
+from holdfast.distributed.group import Group, is_active, is_several
 from holdfast.distributed.saving import stage_together
 from holdfast.errors import ArgumentError, FormatError, NotFound, UnknownFormat
 from holdfast.formats.base import Document
@@ -21,6 +21,7 @@ from holdfast.objects.module import ModulePart
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.placing import Groups
 from holdfast.runs.verify import refuse_damage
+from holdfast.serialization.sharded import is_sharded
 from holdfast.spec import Path
 from holdfast.state.paths import printable
 from holdfast.storage.places import is_url
@@ -29,9 +30,15 @@ from holdfast.training.folder import Facts, RunFolder, Staged
 _T = TypeVar("_T")
 
 
-def open_folder(root: str, **options: Any) -> RunFolder:
-    """The folder of a run: of this process, or of all under an initialised process group; see :class:`RunFolder`."""
-    return GroupFolder(root, **options) if is_active() else RunFolder(root, **options)
+def open_folder(root: str, objects: Mapping[str, Any], **options: Any) -> RunFolder:
+    """The folder of a run: of this process, or of all of an initialised process group; see :class:`RunFolder`.
+
+    A group of one process needs no agreement, unless a tensor was made to be divided: then the bytes are those of its
+    one part.
+    """
+    modules = [value for value in objects.values() if isinstance(value, nn.Module)]
+    divided = any(is_sharded(tensor) for module in modules for tensor in module.parameters())
+    return GroupFolder(root, **options) if is_active() and (divided or is_several()) else RunFolder(root, **options)
 
 
 class GroupFolder(RunFolder):
