@@ -10,13 +10,12 @@ from torch import nn
 
 from holdfast.errors import ArgumentError, UntrustedType
 from holdfast.export.building import build_model
-from holdfast.export.exporting import ExportOptions, export_model
+from holdfast.export.exporting import ExportOptions, export_any
 from holdfast.export.quantize import quantize as quantize
 from holdfast.export.quantize import quantize_report as quantize_report
 from holdfast.export.report import ExportReport
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import format_for, shown_name
-from holdfast.objects.probe import probe_inputs
 from holdfast.policy.policies import Exact as Exact
 from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
@@ -347,13 +346,8 @@ def export(
         >>> report.how, report.worst.is_same
         ('script', True)
     """
-    if is_source(model):
-        built = build_model(model, factory=factory, trusted=trusted, mode="eval")
-        model = built.model
-        if example is None and built.probe is not None:
-            example = probe_inputs(built.probe, built.file)
     options = ExportOptions(example, format, dynamic, input_names, output_names, tolerance)
-    return export_model(model, path, options)  # type: ignore[arg-type]
+    return export_any(model, path, options, factory=factory, trusted=trusted)
 
 
 def rescue(f: FileLike, map_location: MapLocation = None, *, at: str | None = None) -> dict[str, Any]:

@@ -101,7 +101,11 @@ def test_what_is_wrong_is_one_line(holdfast: Callable[..., Any], folder: Path) -
         ((*net, "--recipe", "static-int8", "--calibration", "uneven.pt"), 3, "holds no calibration data"),
         ((*net, "--recipe", "static-int8", "--calibration", "number.pt"), 3, "holds no calibration data"),
         ((*net, "--recipe", "static-int8", "--calibration", "gone.pt"), 4, "gone.pt"),
-        ((*net, "--recipe", "dynamic-int8", "--input", "1x-3"), 3, "write a shape as 1x3x32x32"),
+        (
+            (*net, "--recipe", "dynamic-int8", "--input", "1x-3"),
+            3,
+            "'1x-3': write SHAPE, SHAPE:DTYPE or SHAPE:DTYPE:N",
+        ),
         ((*net[:2], "--recipe", "dynamic-int8"), 3, "factory=Net"),
         (("gone.pt", "q.pt", "--recipe", "dynamic-int8"), 4, "gone.pt"),
     ):
@@ -118,3 +122,11 @@ def test_check_says_that_a_file_is_quantized(holdfast: Callable[..., Any], folde
     code, out, _ = holdfast("check", "q.pt", "model.py:Net", "--warm")
     assert code == 1
     assert "the file is quantized (dynamic-int8), `head`, and the model is not" in out
+
+
+def test_a_model_of_tokens_is_asked_with_integers(folder: Path, holdfast: Callable[...) -> None:
+    library.save(torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 2)), "tokens.pt")
+    line = ("tokens.pt", "q.pt", "--recipe", "dynamic-int8", "--input", "2x6:int64:50", "--json")
+    result = holdfast("quantize", *line)
+    assert result.code == 0, result
+    assert json.loads(result.out)["compared"] == 1

@@ -214,7 +214,7 @@ def test_models_that_are_no_float_models_are_refused(tmp_path: Path) -> None:
         holdfast.quantize(Mlp(), "dynamic-int8", factory=Mlp)
     with pytest.raises(ArgumentError, match=r"the model does not take \(float32 \(1, 2\)\)"):
         holdfast.quantize(Mlp(), "dynamic-int8", example=torch.zeros(1, 2))
-    with pytest.raises(ArgumentError, match="example is a int"):
+    with pytest.raises(ArgumentError, match="example= is a int; give a tensor, a tuple of positional arguments"):
         holdfast.quantize(Mlp(), "dynamic-int8", example=3)
 
     for odd in (None, {"a": 1}, nn.Linear, Mlp().state_dict()):

@@ -11,9 +11,7 @@ FILE_LINES = 450
 FUNCTION_LINES = 60
 PARAMETERS = 8
 
-LONG_FILES: dict[str, str] = {
-    "src/holdfast/api.py": "what users call, a thin function each: most of it is their docstrings",
-}
+LONG_FILES: dict[str, str] = {}
 """Files past the limit, each with a reason that a reader would accept."""
 
 LONG_FUNCTIONS: dict[str, str] = {}

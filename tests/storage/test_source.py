@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
+from holdfast.storage.places import is_folder, is_there
 from holdfast.storage.source import (
     ByteSource,
     FileSource,
@@ -17,8 +18,6 @@ from holdfast.storage.source import (
     StreamSource,
     SubSource,
     byte_view,
-    is_folder,
-    is_there,
     open_source,
     remainder,
     shown,

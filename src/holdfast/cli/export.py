@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from holdfast.cli.factory import load_factory
+from holdfast.cli.inputs import random_inputs
 from holdfast.cli.output import say, say_json
 from holdfast.errors import ArgumentError, MismatchError
 from holdfast.state.paths import printable
 
 FORMATS = ("onnx", "torch-export", "torchscript", "torchscript-script", "torchscript-trace")
-_SEED = 0
-_MOST = 1 << 31
 
 
 @click.command(
@@ -50,7 +49,7 @@ def command(f: str, out: str, factory: str | None, inputs: tuple[str, ...], as_j
         report: Any = export(
             f,
             out,
-            example=_example(inputs) if inputs else None,
+            example=random_inputs(inputs),
             format=options["wanted"],
             dynamic=dynamic or None,
             input_names=options["input_names"] or None,
@@ -59,9 +58,10 @@ def command(f: str, out: str, factory: str | None, inputs: tuple[str, ...], as_j
             tolerance=options["tolerance"],
         )
     except MismatchError as error:
-        if error.report is None or not as_json:
+        differing: Any = error.report
+        if differing is None or not as_json:
             raise
-        say_json({"same": False, "message": str(error), **error.report.to_dict()})  # type: ignore[attr-defined]
+        say_json({"same": False, "message": str(error), **differing.to_dict()})
         return error.exit_code
     if as_json:
         say_json({"same": True, "message": None, **report.to_dict()})
@@ -80,35 +80,3 @@ def _dynamic(given: tuple[str, ...]) -> dict[str | int, dict[int, str]]:
             raise ArgumentError(f"--dynamic {printable(text)!r}: write INPUT:AXIS=NAME, such as images:0=batch")
         axes.setdefault(key, {})[int(axis)] = name
     return axes
-
-
-def _example(inputs: tuple[str, ...]) -> tuple[Any, ...]:
-    """Random tensors, the same each time: normals, or integers from 0 to below what is given."""
-    import torch
-
-    generator = torch.Generator().manual_seed(_SEED)
-    made = []
-    for text in inputs:
-        shape, dtype, below = _input(text)
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise ArgumentError(f"--input {printable(text)!r}: torch has no dtype {printable(dtype)!r}")
-        if kind.is_floating_point or kind.is_complex:
-            made.append(torch.randn(shape, generator=generator).to(kind))
-        else:
-            made.append(torch.randint(0, below, shape, generator=generator).to(kind))
-    return tuple(made)
-
-
-def _input(text: str) -> tuple[list[int], str, int]:
-    """``1x16:int64:1000`` as its shape, dtype and bound."""
-    shape, _, rest = text.partition(":")
-    dtype, _, below = rest.partition(":")
-    sizes = shape.split("x") if shape else []
-    if not all(size.isdecimal() and int(size) < _MOST for size in sizes) or (below and not below.isdecimal()):
-        raise ArgumentError(
-            f"--input {printable(text)!r}: write SHAPE, SHAPE:DTYPE or SHAPE:DTYPE:N, as 1x16:int64:1000"
-        )
-    if below and not 0 < int(below) < _MOST:
-        raise ArgumentError(f"--input {printable(text)!r}: integers are drawn from 0 to below N; N is at least 1")
-    return [int(size) for size in sizes], dtype or "float32", int(below or 2)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from holdfast.cli.factory import load_factory
+from holdfast.cli.inputs import random_inputs
 from holdfast.cli.output import say, say_json, size_text
 from holdfast.cli.surgery import working
 from holdfast.errors import ArgumentError
@@ -27,7 +28,13 @@ _BATCH = 32
 )
 @click.option("--factory", metavar="FACTORY", help="pkg.mod:Net or path/to/file.py:Net, as in holdfast check.")
 @click.option("--calibration", metavar="FILE", help="What the model is shown: samples in one tensor, or batches.")
-@click.option("--input", "shape", metavar="SHAPE", help="Shape of a random input to compare answers on, as 1x3x32x32.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SHAPE[:DTYPE[:N]]",
+    help="A random input to compare answers on, 1x3x32x32 or 1x16:int64:1000 (below 1000), in the order of forward.",
+)
 @click.option("--backend", metavar="NAME", help="Engine to pack int8 layers for; by default this machine's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
@@ -36,7 +43,7 @@ def command(
     recipe: str,
     factory: str | None,
     calibration: str | None,
-    shape: str | None,
+    inputs: tuple[str, ...],
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -48,14 +55,13 @@ def command(
     """
     from holdfast.api import quantize, quantize_report, save
 
-    example = None if shape is None else _random(shape)
     shown = None if calibration is None else _calls(calibration)
     with working(f"quantizing {f}", quiet=as_json):
         made = quantize(
             f,
             recipe,
             calibration=shown,
-            example=example,
+            example=random_inputs(inputs),
             backend=backend,
             factory=None if factory is None else load_factory(factory),
         )
@@ -66,16 +72,6 @@ def command(
         return
     say(str(report))
     say(f"wrote {printable(saved.file)}, {saved.format}, {size_text(saved.bytes)}")
-
-
-def _random(shape: str) -> Any:
-    """A random input, the same each time."""
-    import torch
-
-    sizes = shape.split("x")
-    if not all(size.isascii() and size.isdigit() for size in sizes):
-        raise ArgumentError(f"--input is {printable(shape[:100])!r}; write a shape as 1x3x32x32")
-    return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
 
 
 def _calls(file: str) -> Iterator[Any]:

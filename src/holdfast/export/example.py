@@ -59,7 +59,7 @@ def bind_example(module: nn.Module, example: Any) -> Example:
     Raises:
         ArgumentError: ``forward`` does not take them, or one is neither a tensor nor a plain value.
     """
-    args, kwargs = _given(example)
+    args, kwargs = as_call(example)
     name = type(module).__name__
     try:
         signature = inspect.signature(module.forward)
@@ -79,7 +79,12 @@ def bind_example(module: nn.Module, example: Any) -> Example:
     return Example(args, kwargs, parameters, _names(args, kwargs, parameters))
 
 
-def _given(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a caller gave as ``example``, as positional and keyword arguments.
+
+    Raises:
+        ArgumentError: it is neither a tensor, nor a tuple, nor a dict with names as keys.
+    """
     if isinstance(example, torch.Tensor):
         return (example,), {}
     if isinstance(example, tuple):

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from holdfast.errors import ArgumentError, UnsupportedValue
 from holdfast.export import onnx, program, torchscript
 from holdfast.export.asking import ask
+from holdfast.export.building import build_model
 from holdfast.export.cases import cases_for
 from holdfast.export.dynamic import Axes, resolve_axes, shown_shape
 from holdfast.export.example import Example, bind_example, foreign_class, output_names
@@ -27,10 +28,12 @@ from holdfast.export.quiet import first_line, quiet
 from holdfast.export.report import ExportReport, Port
 from holdfast.export.untouched import untouched
 from holdfast.objects.module import unwrap
+from holdfast.objects.probe import probe_inputs
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import remove_file, replace_file
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.staged import StagedFile
+from holdfast.transfer.opened import is_source
 
 FORMATS = ("onnx", "torch-export", "torchscript", "torchscript-script", "torchscript-trace")
 """What ``format=`` takes."""
@@ -50,6 +53,27 @@ class ExportOptions(msgspec.Struct, frozen=True):
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     tolerance: float | None = None
+
+
+def export_any(
+    model: Any,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    factory: Callable[..., nn.Module] | None,
+    trusted: Collection[str],
+) -> ExportReport:
+    """Exports a live module, or the one that a file holds, on the example that the file has when none is given.
+
+    Raises:
+        NotFound, FormatError, ConfigMissing: as in ``holdfast.build``; and what :func:`export_model` raises.
+    """
+    if is_source(model):
+        built = build_model(model, factory=factory, trusted=trusted, mode="eval")
+        model = built.model
+        if options.example is None and built.probe is not None:
+            options = msgspec.structs.replace(options, example=probe_inputs(built.probe, built.file))
+    return export_model(model, path, options)
 
 
 def export_model(model: nn.Module, path: str | os.PathLike[str], options: ExportOptions) -> ExportReport:

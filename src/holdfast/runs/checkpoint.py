@@ -20,8 +20,8 @@ from holdfast.runs.manifest import FileRecord, read_manifest, read_small
 from holdfast.spec import Entry
 from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
-from holdfast.storage.places import is_there, is_url, open_source
-from holdfast.storage.source import ByteSource, is_folder
+from holdfast.storage.places import is_folder, is_there, is_url, open_source
+from holdfast.storage.source import ByteSource
 
 
 class Checkpoint(Container):

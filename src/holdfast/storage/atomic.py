@@ -23,12 +23,10 @@ import xxhash
 from holdfast.errors import ArgumentError, NotFound, StorageError
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import FileSource, close_reading, shown
+from holdfast.storage.staged import PARTIAL, new_file, partial_of, reported
 from holdfast.storage.staged import StagedFile as StagedFile
-from holdfast.storage.staged import new_file, reported
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
-PARTIAL = ".partial"
-"""How the names of what is not committed end; they begin with a dot."""
 DELETING = ".deleting"
 _LONG_NAME = 200
 StrPath = str | os.PathLike[str]
@@ -161,8 +159,8 @@ class StagedFolder:
         self.parent = os.path.abspath(parent)
         self.data = ""  # its files lie in the folder itself
         self.path = os.path.join(os.fspath(parent), _plain(name))
-        self.partial = os.path.join(self.parent, f".{name}{PARTIAL}")
         self._target = os.path.join(self.parent, name)
+        self.partial = partial_of(self._target)
         self._durable, self._replace = durable, replace
         self._syscalls = syscalls
         self._state = "open"

@@ -7,16 +7,9 @@ import os
 from collections.abc import Iterator
 
 from holdfast.errors import StorageError
-from holdfast.storage.atomic import PARTIAL
 from holdfast.storage.source import shown, status_of
-from holdfast.storage.staged import StagedFile, new_file
+from holdfast.storage.staged import StagedFile, new_file, partial_of
 from holdfast.storage.syscalls import LOCAL, Syscalls
-
-
-def partial_of(path: str) -> str:
-    """Where the folder ``path`` is built by who stages it."""
-    parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(parent, f".{name}{PARTIAL}")
 
 
 def check_file(partial: str, name: str, size: int) -> None:

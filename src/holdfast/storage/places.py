@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -179,7 +180,7 @@ class LocalPlace:
         status = status_of(path, follow=True)
         if status is None:  # a link to nothing is something too
             return None if status_of(path, follow=False) is None else "file"
-        return "folder" if os.path.isdir(path) else "file"
+        return "folder" if stat.S_ISDIR(status.st_mode) else "file"
 
     def source(self, path: str) -> ByteSource:
         return FileSource(path)

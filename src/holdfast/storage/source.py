@@ -358,30 +358,11 @@ def open_source(path: str | os.PathLike[str]) -> FileSource:
     return FileSource(path)
 
 
-def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether something has this name, a link to nothing as well.
-
-    Raises:
-        StorageError: the system does not say; ``os.path.lexists`` would call that "no".
-    """
-    return status_of(path, follow=False) is not None
-
-
-def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether this is a folder, or a link to one.
-
-    Raises:
-        StorageError: the system does not say; ``os.path.isdir`` would call that "no".
-    """
-    status = status_of(path, follow=True)
-    return status is not None and stat.S_ISDIR(status.st_mode)
-
-
 def status_of(path: str | os.PathLike[str], *, follow: bool) -> os.stat_result | None:
     """What the system knows of a path, or of what a link leads to; None when there is nothing.
 
     Raises:
-        StorageError: the system does not say.
+        StorageError: the system does not say; ``os.path.lexists`` and ``isdir`` would call that "no".
     """
     name = os.fspath(path)
     try:

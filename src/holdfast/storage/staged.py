@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from holdfast.errors import ArgumentError, StorageError
 from holdfast.storage.requests import WriteRequest, Written, write_requests
 from holdfast.storage.source import FileSource, shown
 from holdfast.storage.syscalls import LOCAL, Syscalls
 
+PARTIAL = ".partial"
+"""How the names of what is not committed end; they begin with a dot."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DIRECT = 4 << 20
 """Bytes from which on a file is worth a second descriptor."""
@@ -30,6 +32,24 @@ def reported(
             wanted = "" if needed is None else f"{needed:,} bytes were to be written, "
             reason = f"{reason}: {wanted}{_free(path)} bytes are free; make room and save again"
         raise StorageError(f"`{shown(path)}`: {doing} failed: {reason}; {kept}", file=path) from error
+
+
+def refuse_gaps(path: str, ranges: Iterable[tuple[int, int]], size: int) -> None:
+    """Raises ArgumentError unless ranges of (first byte, end) are all of a file's bytes, each once."""
+    at = 0
+    for start, end in sorted(ranges):
+        if start != at and end > start:
+            fault = "were never written" if start > at else "were written twice"
+            raise ArgumentError(f"`{shown(path)}`: bytes {min(at, start):,} to {max(at, start):,} {fault}")
+        at = max(at, end)
+    if at != size:
+        raise ArgumentError(f"`{shown(path)}`: bytes {at:,} to {size:,} were never written")
+
+
+def partial_of(path: str) -> str:
+    """Where the folder ``path`` is built, by whichever process, until it is committed."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(parent, f".{name}{PARTIAL}")
 
 
 def _free(path: str) -> str:
@@ -150,14 +170,7 @@ class StagedFile:
             ArgumentError: bytes were left out or written twice: the writer's own mistake.
             StorageError: fsync or close failed; some of the bytes may be lost.
         """
-        at = 0
-        for start, end in sorted(self._ranges):
-            if start != at and end > start:
-                fault = "were never written" if start > at else "were written twice"
-                raise ArgumentError(f"`{shown(self.path)}`: bytes {min(at, start):,} to {max(at, start):,} {fault}")
-            at = max(at, end)
-        if at != self.size:
-            raise ArgumentError(f"`{shown(self.path)}`: bytes {at:,} to {self.size:,} were never written")
+        refuse_gaps(self.path, self._ranges, self.size)
         if durable:
             with reported(self.path, "fsync", needed=self.size):
                 self._syscalls.fsync(self.fd)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from holdfast.errors import ArgumentError
+from holdfast.export.example import as_call
+from holdfast.export.quiet import first_line
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -46,20 +48,12 @@ def _text(value: Any) -> str:
 
 def told(reason: Exception) -> str:
     """What an error of torch or of a model says, in one line."""
-    return f"{type(reason).__name__}: {str(reason).strip().partition(chr(10))[0][:300]}"
+    return f"{type(reason).__name__}: {first_line(reason)}"
 
 
 def example_call(example: Any) -> Batch | None:
     """An example as a call: a tensor, a tuple of arguments, or a dict of keywords; None for None."""
-    if example is None:
-        return None
-    if isinstance(example, torch.Tensor):
-        return Batch((example,))
-    if isinstance(example, Mapping):
-        return Batch((), dict(example))
-    if isinstance(example, tuple | list) and example:
-        return Batch(tuple(example))
-    raise ArgumentError(f"example is a {type(example).__name__}; give a tensor, a tuple of arguments or a dict")
+    return None if example is None else Batch(*as_call(example))
 
 
 def calibration_calls(calibration: Any, example: Batch | None) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from holdfast.spec import CHUNK
 from holdfast.storage.output import take_into
 from holdfast.storage.requests import WriteRequest, Written, digest_requests
 from holdfast.storage.source import ByteSource, FilledSource, MemorySource, check_inside, shown
+from holdfast.storage.staged import refuse_gaps
 from holdfast.storage.workers import BLOCK
 
 _Planned = tuple[int, int, ByteSource, int, tuple[str, ...]]
@@ -70,7 +71,7 @@ class StagedObject:
 
     def written(self) -> ByteSource:
         """What will be sent, to be read."""
-        self._check()
+        refuse_gaps(self.path, [one[:2] for one in self._planned], self.size)
         return _PlannedSource(self.path, self.size, self._planned)
 
     def blocks(self) -> Iterator[bytes]:
@@ -80,7 +81,7 @@ class StagedObject:
             ArgumentError: bytes were left out or written twice: the writer's own mistake.
             StorageError: they are not what they were when they were digested.
         """
-        self._check()
+        refuse_gaps(self.path, [one[:2] for one in self._planned], self.size)
         for offset, end, source, start, chunks in sorted(self._planned, key=lambda one: one[0]):
             hasher = xxhash.xxh3_128()
             for at in range(0, end - offset, BLOCK):
@@ -101,16 +102,6 @@ class StagedObject:
             file=self.path,
             offset=begin,
         )
-
-    def _check(self) -> None:
-        at = 0
-        for begin, end, *_ in sorted(self._planned, key=lambda one: one[:2]):
-            if begin != at and end > begin:
-                fault = "were never written" if begin > at else "were written twice"
-                raise ArgumentError(f"`{shown(self.path)}`: bytes {min(at, begin):,} to {max(at, begin):,} {fault}")
-            at = max(at, end)
-        if at != self.size:
-            raise ArgumentError(f"`{shown(self.path)}`: bytes {at:,} to {self.size:,} were never written")
 
 
 class _PlannedSource(FilledSource):
