@@ -124,7 +124,7 @@ def test_check_says_that_a_file_is_quantized(holdfast: Callable[..., Any], folde
     assert "the file is quantized (dynamic-int8), `head`, and the model is not" in out
 
 
-def test_a_model_of_tokens_is_asked_with_integers(folder: Path, holdfast: Callable[...) -> None:
+def test_a_model_of_tokens_is_asked_with_integers(folder: Path, holdfast: Callable[..., Any]) -> None:
     library.save(torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 2)), "tokens.pt")
     line = ("tokens.pt", "q.pt", "--recipe", "dynamic-int8", "--input", "2x6:int64:50", "--json")
     result = holdfast("quantize", *line)
