@@ -1,4 +1,4 @@
-"""What a tensor is, without a tensor: dtypes, shapes, byte ranges and digests.
+"""What a tensor is, without a tensor: dtypes, shapes and digests.
 
 This is the only place that lists dtypes. Names are torch's (``float32``); the other columns say what each container
 calls the same thing. Sources: ``torch.storage._dtype_to_storage_type_map`` of torch 2.13 and the dtype list of the
@@ -130,17 +130,6 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def __str__(self) -> str:
         return f"{tuple(self.shape)} {self.dtype}"
-
-
-class ByteRange(msgspec.Struct, frozen=True):
-    """``length`` bytes from ``offset`` of some source."""
-
-    offset: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
 
 
 Key = str | int | float | bool | None

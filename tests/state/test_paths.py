@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.state.paths import dotted, is_key, matches, printable
+from holdfast.state.paths import dotted, matches, printable
 
 
 def test_dotted_is_for_people() -> None:
@@ -33,13 +33,3 @@ def test_globs_cross_dots() -> None:
 )
 def test_nothing_that_moves_the_cursor_is_printed(text: str, shown: str) -> None:
     assert printable(text) == shown
-
-
-@pytest.mark.parametrize("key", ["a", 0, -1, True, None, 1.5])
-def test_keys(key: object) -> None:
-    assert is_key(key)
-
-
-@pytest.mark.parametrize("key", [float("nan"), float("inf"), b"a", (1,), [1]])
-def test_no_keys(key: object) -> None:
-    assert not is_key(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -286,24 +287,17 @@ def own_state(module: nn.Module, state: Mapping[str, Any]) -> Any:
 
     Names that the module does not have stay, for its loader to refuse.
     """
-    result: Any = state
+    result: Any = copy.copy(state)  # with torch's _metadata, which is an attribute
     for name, live in module.state_dict().items():
         if is_torchao(live):
             parts = [part for part, _ in inner_tensors(live, name)]
             if all(part in result for part in parts):
-                whole = _rebuilt(live, name, result)
-                result = _with(result, {name: whole}, without=parts)
+                result[name] = _rebuilt(live, name, result)
+                for part in parts:
+                    del result[part]
         elif isinstance(live, torch.ScriptObject) and isinstance(result.get(name), Mapping):
-            result = _with(result, {name: _packed(result[name])}, without=[])
+            result[name] = _packed(result[name])
     return result
-
-
-def _with(state: Any, items: Mapping[str, Any], without: list[str]) -> Any:
-    changed = type(state)((name, value) for name, value in state.items() if name not in without)
-    changed.update(items)
-    if hasattr(state, "_metadata"):
-        changed._metadata = state._metadata
-    return changed
 
 
 def part_names(module: nn.Module, names: list[str]) -> list[str]:

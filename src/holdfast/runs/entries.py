@@ -33,11 +33,6 @@ class _EntriesFile(msgspec.Struct):
     entries: list[Entry]
 
 
-class _StateFile(msgspec.Struct):
-    version: int
-    tree: Any
-
-
 def encode_entries(entries: Sequence[Entry]) -> bytes:
     """The bytes of entries.json."""
     return msgspec.json.encode(_EntriesFile(VERSION, ALGORITHM, CHUNK, list(entries)))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 from holdfast.spec import Path
 
@@ -32,10 +30,3 @@ def printable(text: str) -> str:
         char if unicodedata.category(char)[0] not in "CZ" or char == " " else char.encode("unicode_escape").decode()
         for char in text
     )
-
-
-def is_key(value: Any) -> bool:
-    """Whether ``value`` can be one level of a path: a string, an integer, a bool, None or a finite float."""
-    if isinstance(value, float):
-        return type(value) is float and math.isfinite(value)
-    return value is None or type(value) in (str, int, bool)
