@@ -107,8 +107,8 @@ def slug(heading: str) -> str:
 
 
 def places(page: str) -> set[str]:
-    """The names of a page's headings; the second of one name has ``-1`` behind it."""
-    found: list[str] = []
+    """The places that a page names, and its headings; the second of one name has ``-1`` behind it."""
+    found = re.findall(r'<a id="([^"]+)">', (ROOT / page).read_text(encoding="utf-8"))
     for block in blocks(page):
         if block.kind == "heading":
             name = slug(block.text)
