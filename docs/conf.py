@@ -23,6 +23,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 4  # headings are called as on a code host, so that a link to one works here and there
 suppress_warnings = ["myst.xref_missing"]  # it knows no `<a id="...">`; tests/docs/test_site.py follows every link
 
+highlight_language = "none"  # of blocks that name no language: drawings and output
+
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

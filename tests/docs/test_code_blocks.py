@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import holdfast
-from tests.docs.pages import ROOT, Block, blocks, commands, pages, recipes, translated
+from tests.docs.pages import ROOT, Block, blocks, commands, pages, translated
 
 ELSEWHERE = {
     "docs/remote.md": "tests/remote/test_page.py runs it, against a store",
@@ -87,12 +87,6 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             run_console(page, block)
         elif block.kind == "text":
             assert as_shown(block.text, printed), f"{page}:{block.line}: the block above prints\n{printed}"
-
-
-def test_the_recipes_are_those_of_both_languages() -> None:
-    english, chinese = recipes("docs/recipes.md"), recipes("docs/recipes.zh-CN.md")
-    names = [name for name, _ in english if name]
-    assert names == [name for name, _ in chinese if name] == [f"R{number}" for number in range(1, 34)]
 
 
 @pytest.mark.parametrize(("english", "chinese"), LANGUAGES)
