@@ -21,11 +21,14 @@ from tests.docs.pages import ROOT, Block, blocks, commands, pages, translated
 
 ELSEWHERE = {
     "docs/remote.md": "tests/remote/test_page.py runs it, against a store",
-    "docs/tutorials.md": "tests/tutorials runs it, block by block: many of them raise, which is what they show",
-    "docs/tutorials.zh-CN.md": "likewise",
+    "docs/tutorials": "tests/tutorials runs it, block by block: many of them raise, which is what they show",
+    "docs/lint.md": "tests/lint runs it: its commands exit with 1, since they find something",
+    "docs/verbs/": "tests/docs/test_verb_pages.py runs them, with the exit code of each command",
 }
-PAGES = [page for page in pages() if page not in ELSEWHERE and any(block.runs for block in blocks(page))]
-LANGUAGES = [("README.md", "README.zh-CN.md"), *((one, two) for one, two in translated() if one not in ELSEWHERE)]
+"""Pages that another test runs, by how their names begin."""
+HERE = [page for page in pages() if not page.startswith(tuple(ELSEWHERE))]
+PAGES = [page for page in HERE if any(block.runs for block in blocks(page))]
+LANGUAGES = [("README.md", "README.zh-CN.md"), *((one, two) for one, two in translated() if one in HERE)]
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 """What torchrun tells a program, here of one process, for the page that wants it."""
 NOT_OURS = {"make", "git", "python", "pip"}
