@@ -45,22 +45,13 @@ class Page(HTMLParser):
             self.loads.append(found[LOADED[tag]])
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the site, built without a warning."""
-    pytest.importorskip("furo", reason="the site is built with the dev extra")
-    out = tmp_path_factory.mktemp("site") / "html"
+def built(out: Path) -> dict[str, Page]:
+    """Every page of the site by its path, built without a warning."""
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(holdfast.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return out
-
-
-@pytest.fixture(scope="module")
-def site(built: Path) -> dict[str, Page]:
-    """Every page of the site by its path."""
-    return {path.relative_to(built).as_posix(): Page(path) for path in built.rglob("*.html")}
+    return {path.relative_to(out).as_posix(): Page(path) for path in out.rglob("*.html")}
 
 
 def target(page: str, link: str) -> tuple[str, str]:
@@ -74,7 +65,8 @@ def is_external(link: str) -> bool:
     return bool(urlsplit(link).scheme or urlsplit(link).netloc)
 
 
-def test_every_page_is_reached_from_the_first(site: dict[str, Page]) -> None:
+def reached(site: dict[str, Page]) -> set[str]:
+    """The pages that one comes to from the first one."""
     seen: set[str] = set()
     ahead = ["index.html"]
     while ahead:
@@ -82,23 +74,24 @@ def test_every_page_is_reached_from_the_first(site: dict[str, Page]) -> None:
         if page not in seen and page in site:
             seen.add(page)
             ahead += [target(page, link)[0] for link in site[page].links if not is_external(link)]
+    return seen
+
+
+def leads_somewhere(out: Path, site: dict[str, Page], page: str, link: str) -> bool:
+    path, place = target(page, link)
+    return (out / path).is_file() and (not place or place in site[path].places)
+
+
+def test_the_site_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    """One test, so that it is built once."""
+    site = built(tmp_path)
     written = {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")}
-    assert {re.sub(r"md$", "html", page) for page in written} <= seen
-
-
-def test_every_link_of_the_site_leads_somewhere(built: Path, site: dict[str, Page]) -> None:
-    for page, found in site.items():
-        for link in found.links:
-            if not is_external(link):
-                to, place = target(page, link)
-                assert (built / to).is_file(), f"{page}: {link}"
-                assert not place or place in site[to].places, f"{page}: {link}"
-
-
-def test_nothing_is_asked_of_the_network(built: Path, site: dict[str, Page]) -> None:
+    assert {re.sub(r"md$", "html", page) for page in written} - reached(site) == set()
+    inside = [(page, link) for page, found in site.items() for link in found.links if not is_external(link)]
+    assert [one for one in inside if not leads_somewhere(tmp_path, site, *one)] == []
     assert [(page, load) for page, found in site.items() for load in found.loads if is_external(load)] == []
-    for style in built.rglob("*.css"):
-        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+    styles = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.css")}
+    assert [name for name, text in styles.items() if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", text)] == []
 
 
 def slug(heading: str) -> str:
@@ -144,7 +137,7 @@ def test_a_link_to_nothing_is_seen() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_shown(verb: str) -> None:
-    assert any(f"holdfast {verb}" in (ROOT / page).read_text(encoding="utf-8") for page in pages())
+    assert any(re.search(rf"holdfast {verb}\b", (ROOT / page).read_text(encoding="utf-8")) for page in pages())
 
 
 def test_every_public_name_is_in_the_reference() -> None:
