@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import click
 
 from holdfast.cli.output import coloured, say, say_json
+from holdfast.cli.progress import progress
 from holdfast.runs.comparing import compare, opened
 from holdfast.state.diff_text import diff_lines
 
@@ -28,7 +29,7 @@ def command(a: str, b: str, glob: str | None, quick: bool, everything: bool, as_
     torch only that they differ), recast, reshaped, renamed, or on one side only. Names that wrappers such as module.
     alone tell apart are the same. Exits 1 when anything differs.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, progress(f"{a} -> {b}", quiet=as_json):
         left, right = (stack.enter_context(opened(one)) for one in (a, b))
         found = compare(left, right, glob)
         measurable = (found.changed or found.recast) and not quick

@@ -16,6 +16,7 @@ from holdfast.spec import CHUNK, Path
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Opaque, Tree, Typed
+from holdfast.storage import meter
 from holdfast.storage.source import ByteSource
 from holdfast.storage.workers import run_jobs
 
@@ -94,6 +95,7 @@ class _Comparison:
             if pair.name not in unequal and not same_bytes(pair.have, pair.want, start, end):
                 unequal.add(pair.name)
 
+        meter.begin("reading again", sum(pair.have.size for pair in self._pairs.values()))
         jobs = [(pair, start) for pair in self._pairs.values() for start in range(0, pair.have.size, _PIECE)]
         run_jobs(jobs, do)
         return self.lost + [Lost(name, "its bytes differ") for name in sorted(unequal)]

@@ -7,6 +7,7 @@ import xxhash
 from holdfast.formats.base import StoredTensor
 from holdfast.formats.packing import tensor_bytes
 from holdfast.spec import CHUNK
+from holdfast.storage import meter
 from holdfast.storage.source import ByteSource
 
 _BLOCK = 1 << 20
@@ -33,6 +34,7 @@ def same_bytes(left: ByteSource, right: ByteSource, begin: int, end: int) -> boo
         blocks = bytearray(min(_BLOCK, end - at)), bytearray(min(_BLOCK, end - at))
         left.read_into(at, memoryview(blocks[0]))
         right.read_into(at, memoryview(blocks[1]))
+        meter.pass_by(len(blocks[0]))
         if blocks[0] != blocks[1]:
             return False
     return True

@@ -20,6 +20,7 @@ from holdfast.state.modules import with_states
 from holdfast.state.paths import dotted
 from holdfast.state.tree_view import value_nodes
 from holdfast.state.values import Tree
+from holdfast.storage import meter
 from holdfast.storage.workers import run_jobs
 
 
@@ -102,7 +103,9 @@ def compare(left: Contents, right: Contents, glob: str | None = None) -> Diff:
         if same_content(left.stored[names[0]], right.stored[names[1]]):
             equal.add(names[0])
 
-    run_jobs(alike(left.side, right.side, pairing), look)
+    pairs = alike(left.side, right.side, pairing)
+    meter.begin("comparing", sum(left.side.tensors[name].nbytes for name, _ in pairs))
+    run_jobs(pairs, look)
     lost, new = may_be_renamed(left.side, right.side, pairing)
     moved = _moved({name: left.stored[name] for name in lost}, {name: right.stored[name] for name in new})
     return describe(left.side, right.side, pairing, equal, moved, glob)

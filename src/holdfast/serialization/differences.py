@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,14 +15,16 @@ from holdfast.formats.tensors import PACKED
 from holdfast.serialization.kinds import live_dtype
 from holdfast.serialization.memory import view_memory
 from holdfast.state.diff import Numbers
+from holdfast.storage import meter
 
 _BLOCK = 1 << 19
 """Elements of each side in memory at a time."""
 _LARGE = (torch.int64, torch.uint64)
 
 
-def numbers_of(pairs: Iterable[tuple[str, StoredTensor, StoredTensor]]) -> dict[str, Numbers]:
+def numbers_of(pairs: Sequence[tuple[str, StoredTensor, StoredTensor]]) -> dict[str, Numbers]:
     """The numbers of many pairs by name, without those whose dtype has no arithmetic."""
+    meter.begin("measuring", sum(left.spec.nbytes for _, left, _ in pairs))
     found = ((name, numbers(left, right)) for name, left, right in pairs)
     return {name: one for name, one in found if one is not None}
 
@@ -47,6 +49,7 @@ def numbers(left: StoredTensor, right: StoredTensor) -> Numbers | None:
     sums = _Sums(live_dtype(left.spec), live_dtype(right.spec))
     for ours, theirs in zip(_blocks(left), _blocks(right), strict=True):
         sums.add(ours, theirs)
+        meter.pass_by(ours.nbytes)
     return sums.result()
 
 
