@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.cli.output import age_text, size_text
+from holdfast.cli.output import size_text
 from holdfast.runs.catalog import scan
 from holdfast.runs.layout import step_name
+from holdfast.runs.listing import age_text
 from holdfast.runs.moves import quarantine, supersede
 from tests.runs.hand_made import commit, flip, tensor
 

@@ -21,6 +21,7 @@ VERBS = {
     "average": "the average of several checkpoints' weights",
     "check": "whether a file fits a model, changing nothing",
     "convert": "one file as another, proved equal",
+    "diff": "what two files, checkpoints or runs do not have in common",
     "doctor": "versions, and what this machine and disk can do",
     "explain": "which checkpoint a run resumes from, and why each is kept",
     "export": "a model for another runtime, compared with itself",

@@ -145,12 +145,17 @@ def _label(names: Sequence[str]) -> str:
 
 def value_lines(tree: Tree) -> Iterator[tuple[str, str]]:
     """The plain values of an inert tree: dotted path and text. A list of plain values is one value."""
+    return ((dotted(path), text) for path, _, text in value_nodes(tree))
+
+
+def value_nodes(tree: Tree) -> Iterator[tuple[Path, Tree, str]]:
+    """As :func:`value_lines`, with the value itself between its path and its text."""
     stack: list[tuple[Path, Tree]] = [((), tree)]
     while stack:
         path, node = stack.pop()
         text = _value_text(node)
         if text is not None:
-            yield dotted(path), text
+            yield path, node, text
             continue
         stack.extend(reversed(seen_parts(path, node)))
 
