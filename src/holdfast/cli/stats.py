@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli.output import coloured, say, say_json, say_table
-from holdfast.cli.surgery import working
+from holdfast.cli.progress import progress
 from holdfast.errors import MissingExtra
 from holdfast.formats.base import StoredTensor
 from holdfast.runs.opening import open_any
@@ -17,6 +17,7 @@ from holdfast.state.flatten import leaves
 from holdfast.state.modules import with_states
 from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.statistics import TensorStats, to_plain
+from holdfast.storage import meter
 
 if TYPE_CHECKING:
     from holdfast.state.values import Tree
@@ -46,8 +47,9 @@ def command(f: str, glob: str | None, fails: tuple[str, ...], as_json: bool) -> 
     Every digest is checked on the way. Memory does not grow with the file.
     """
     count = load_counting("holdfast stats")
-    with open_any(f) as container, working(f"counting {f}", quiet=as_json):
+    with open_any(f) as container, progress(f, quiet=as_json):
         chosen = [item for item in tensors_of(container.document().tree) if glob is None or matches(item[0], glob)]
+        meter.begin("counting", sum(leaf.spec.nbytes for _, leaf in chosen))
         checked: set[int] = set()
         found = [(dotted(path), leaf, count(leaf, checked=checked)) for path, leaf in chosen]
     failed = [name for name, _, stats in found if any(_FAILS[one](stats) for one in fails)]

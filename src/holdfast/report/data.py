@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import FormatError, NotFound, StorageError
+from holdfast.report.difference_data import difference_data
 from holdfast.report.record_data import Lines, record_data, record_lines
 from holdfast.report.run_data import run_data
 from holdfast.report.subject import Subject, spread
-from holdfast.report.tensor_data import tensor_data
+from holdfast.report.tensor_data import short, tensor_data
 from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.sizes import size_text
-from holdfast.state.paths import printable
-from holdfast.state.statistics import TensorStats
+from holdfast.state.diff import Diff
+from holdfast.state.paths import dotted, printable
+from holdfast.state.statistics import Changes, TensorStats
 
 RECORDS = 32
 """Checkpoints of a run whose records are in its page."""
@@ -26,7 +28,8 @@ def page_data(
     stats: Mapping[int, TensorStats],
     *,
     without: str = "",
-    changes: Mapping[str, Any] | None = None,
+    changes: Changes | None = None,
+    difference: Diff | None = None,
     made: str = "",
 ) -> dict[str, Any]:
     """What the page of a subject shows.
@@ -36,6 +39,7 @@ def page_data(
         stats: of its tensors, by their place in ``subject.tensors()``.
         without: what the page says of tensors that have none.
         changes: between the checkpoints of the run.
+        difference: to another file or checkpoint.
         made: the last line of the page, ``holdfast 0.1.0``.
     """
     tensors = subject.tensors()
@@ -49,8 +53,23 @@ def page_data(
         "run": run_data(subject.run) if subject.run is not None else None,
         "tensors": tensor_data(tensors, stats, without) if subject.container is not None else None,
         "records": {**record_data(records), "note": note},
-        "changes": changes,
-        "difference": None,
+        "changes": _changes(changes, [dotted(path) for path, _ in tensors]) if changes is not None else None,
+        "difference": difference_data(difference) if difference is not None else None,
+    }
+
+
+def _changes(changes: Changes, names: list[str]) -> dict[str, Any] | None:
+    """The changes by the places of the tensors; None when there is nothing to show."""
+    places = {name: at for at, name in enumerate(names)}
+    rows = [row for row, name in enumerate(changes.names) if name in places]
+    if len(changes.steps) < 2 or not rows:
+        return None
+    return {
+        "steps": list(changes.steps),
+        "of": [places[changes.names[row]] for row in rows],
+        "change": [[short(value) for value in changes.change[row]] for row in rows],
+        "norm": [[short(value) for value in changes.norm[row]] for row in rows],
+        "note": printable(changes.note),
     }
 
 

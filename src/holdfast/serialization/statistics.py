@@ -9,12 +9,13 @@ import torch
 
 from holdfast.errors import UnsupportedValue
 from holdfast.formats.base import StoredTensor
-from holdfast.formats.tensors import PACKED, needed_bytes
-from holdfast.serialization.devices import Placement
+from holdfast.formats.packing import can_gather, tensor_bytes
+from holdfast.formats.tensors import PACKED
 from holdfast.serialization.memory import view_memory
-from holdfast.serialization.reading import live_dtype, raise_damage, read_tensors, verify_segments
+from holdfast.serialization.reading import live_dtype, raise_damage, verify_segments
 from holdfast.spec import CHUNK, TensorSpec
 from holdfast.state.statistics import Histogram, TensorStats, Thumbnail
+from holdfast.storage import meter
 from holdfast.storage.requests import ReadRequest, read_requests
 
 SIDE = 32
@@ -82,7 +83,7 @@ def _distinct(leaf: StoredTensor) -> tuple[StoredTensor | None, str]:
         note = "expanded: each stored element counts once"
     else:
         note = ""
-    if spec.nbytes > max(leaf.segment.length, needed_bytes(spec)):
+    if not spec.is_contiguous and not can_gather(spec):
         return None, "no statistics: its elements overlap in memory"
     return StoredTensor(spec, leaf.segment, leaf.offset), note
 
@@ -90,25 +91,21 @@ def _distinct(leaf: StoredTensor) -> tuple[StoredTensor | None, str]:
 def _pieces(leaf: StoredTensor, checked: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
     """The elements in row-major order, in pieces, each with the number of its first one."""
     spec, segment = leaf.spec, leaf.segment
-    if not spec.numel:
-        return
-    if not spec.is_contiguous or segment.swapped:
-        (whole,) = read_tensors([leaf], Placement("cpu"))
-        yield 0, whole.detach().reshape(-1)
-        return
-    digests = segment.chunks if leaf.offset == 0 and spec.nbytes == segment.length else None
+    source = tensor_bytes(leaf)
+    as_digested = leaf.offset == 0 and source.size == segment.length and spec.is_contiguous and not segment.swapped
+    digests = segment.chunks if as_digested else None
     if digests is None or len(digests) != -(-segment.length // CHUNK):
         digests = None
         if id(segment) not in checked:
             verify_segments([segment])
             checked.add(id(segment))
-    for number, first in enumerate(range(0, spec.nbytes, CHUNK)):
-        length = min(CHUNK, spec.nbytes - first)
+    for number, first in enumerate(range(0, source.size, CHUNK)):
+        length = min(CHUNK, source.size - first)
         piece = torch.empty(length // spec.itemsize, dtype=live_dtype(spec))
         into = view_memory(piece.data_ptr(), length)
-        place = segment.offset + leaf.offset + first
         wanted = None if digests is None else (digests[number],)
-        raise_damage(read_requests([ReadRequest(segment.source, place, into, wanted, None, segment.name)]))
+        raise_damage(read_requests([ReadRequest(source, first, into, wanted, None, segment.name)]))
+        meter.pass_by(length)
         yield first // spec.itemsize, piece
 
 

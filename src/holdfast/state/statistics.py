@@ -86,3 +86,21 @@ def to_plain(stats: TensorStats) -> dict[str, object]:
     found = msgspec.to_builtins(stats)
     numbers = {name: value for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)}
     return {**found, **dict.fromkeys(numbers), "dead": stats.dead}
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """How far each tensor of a run moved from one checkpoint to the next.
+
+    Attributes:
+        steps: of the checkpoints that were compared, in order.
+        names: of the tensors, dotted.
+        change: for each tensor the norm of its difference for each step after the first; None where it is not known.
+        norm: for each tensor its norm at each step; None where it is not known.
+        note: what was left out, for people; empty when nothing was.
+    """
+
+    steps: tuple[int, ...]
+    names: tuple[str, ...]
+    change: tuple[tuple[float | None, ...], ...]
+    norm: tuple[tuple[float | None, ...], ...]
+    note: str = ""
