@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from holdfast.errors import CorruptFile, FormatError, NotFound, StorageError
 from holdfast.formats.base import StoredTensor
 from holdfast.formats.sameness import same_content
 from holdfast.runs.catalog import Listed
-from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
+from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.sizes import size_text
 from holdfast.serialization.differences import numbers
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.state.statistics import Changes
 from holdfast.storage import meter
-
-Tensors = dict[str, StoredTensor]
 
 
 def changes(
@@ -39,20 +38,19 @@ def changes(
     reader = _Reader(limit)
     steps: list[int] = []
     moved: dict[str, list[tuple[float | None, float | None]]] = {name: [] for name in names}
-    before: Checkpoint | None = None
+    before: _Open | None = None
     notes = []
     try:
-        meter.begin("comparing", 2 * sum(one.size for one in checkpoints[1:]))
         for listed in checkpoints:
             try:
-                after = open_checkpoint(listed.path)
+                after = _Open(listed)
             except (FormatError, NotFound, StorageError):
                 notes.append(f"Step {listed.step} can't be read and is left out.")
                 continue
             if before is not None:
-                left, right = _tensors(before), _tensors(after)
+                meter.begin("comparing", after.bytes_of(names))
                 for name in names:
-                    moved[name].append(reader.moved(left.get(name), right.get(name)))
+                    moved[name].append(reader.moved(before.tensors.get(name), after.tensors.get(name)))
                 before.close()
             before = after
             steps.append(listed.step)
@@ -70,9 +68,18 @@ def changes(
     )
 
 
-def _tensors(checkpoint: Checkpoint) -> Tensors:
-    tree = checkpoint.document().tree
-    return {dotted(path): leaf for path, leaf in leaves(tree) if isinstance(leaf, StoredTensor)}
+class _Open:
+    """A checkpoint with its tensors by dotted path."""
+
+    def __init__(self, listed: Listed) -> None:
+        with contextlib.ExitStack() as stack:
+            checkpoint = stack.enter_context(open_checkpoint(listed.path))
+            found = leaves(checkpoint.document().tree)
+            self.tensors = {dotted(path): leaf for path, leaf in found if isinstance(leaf, StoredTensor)}
+            self.close = stack.pop_all().close
+
+    def bytes_of(self, names: Sequence[str]) -> int:
+        return sum(self.tensors[name].spec.nbytes for name in names if name in self.tensors)
 
 
 class _Reader:

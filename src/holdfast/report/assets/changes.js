@@ -55,7 +55,7 @@ function changesTab() {
     if (changed.has("theme")) draw();
   });
   whenWide(holder, draw);
-  const legend = finite.length ? scaleLegend(amountColour, numberText(10 ** range[0], 2), numberText(10 ** range[1], 2)) : null;
+  const legend = !finite.length ? null : el("span", { class: "legend" }, scaleLegend(amountColour, numberText(10 ** range[0], 2), numberText(10 ** range[1], 2)), el("span", { class: "key" }, el("i", { class: "dot none" }), "the same to the bit"));
   return section("What changed between checkpoints", el("div", { class: "headline" },
     el("p", { class: "muted" }, "The norm of each layer's change over its norm before, on a logarithmic scale. Click a layer for its tensors."), legend),
   note ? el("p", { class: "note" }, note) : null, holder);

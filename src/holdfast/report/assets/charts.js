@@ -99,10 +99,11 @@ function lineChart(given) {
 }
 
 function drawAxes(into, { scale, x, left, right, across, height, width }) {
+  const digits = [3, 4, 5, 6].find((one) => new Set(scale.marks.map((mark) => numberText(mark, one))).size === scale.marks.length);
   for (const mark of scale.marks) {
     const y = scale.place(mark);
     into.append(svg("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
-    into.append(svg("text", { class: "tick", x: left - 8, y: y + 3.5, "text-anchor": "end" }, numberText(mark, 3)));
+    into.append(svg("text", { class: "tick", x: left - 8, y: y + 3.5, "text-anchor": "end" }, numberText(mark, digits)));
   }
   const below = height - CHART.bottom;
   into.append(svg("line", { class: "axis", x1: left, x2: right, y1: below, y2: below }));

@@ -6,7 +6,7 @@ function checkpointsSection() {
   const head = ["step", "epoch", "committed", "size", ...names, "", "why it is kept"];
   const numeric = (at) => at < 2 || (at >= 3 && at < 4 + names.length);
   const rows = [...checkpoints].reverse().map((one) => checkpointRow(one, names));
-  const table = el("table", { class: "plain" },
+  const table = el("table", { class: "plain checkpoints" },
     el("thead", null, el("tr", null, head.map((text, at) => el("th", { scope: "col", class: numeric(at) ? "num" : "" }, text)))),
     el("tbody", null, rows));
   const said = Object.entries(rules).map(([name, text]) => el("span", { class: "rule" }, `${name} `, el("code", null, text)));
@@ -28,7 +28,7 @@ function checkpointRow(one, names) {
   return el("tr", null,
     el("td", { class: "num" }, one.problem ? grouped(one.step) : open),
     el("td", { class: "num" }, epoch),
-    el("td", { title: one.time ? timeText(one.time) : null }, one.time ? ageText(one.time) : ""),
+    el("td", { class: "nowrap", title: one.time ? timeText(one.time) : null }, one.time ? ageText(one.time) : ""),
     el("td", { class: "num" }, one.size === undefined ? "" : sizeText(one.size)),
     names.map((name) => el("td", { class: best(name) ? "num strong" : "num" }, name in one.metrics ? numberText(one.metrics[name]) : "")),
     el("td", null, marks), kept);

@@ -1,8 +1,8 @@
-// Colours that people with any colour vision can tell apart: Okabe and Ito's palette, and cividis for amounts.
+// Colours that people with any colour vision can tell apart: Okabe and Ito's palette, and viridis for amounts.
 
 const LIGHT_SERIES = ["#0063a6", "#c4500a", "#00805d", "#a84a83", "#8a6d00", "#2f8fc6", "#6b5fb5", "#7a7a7a"];
 const DARK_SERIES = ["#6cb8f0", "#f0954f", "#3fc79f", "#e39ac6", "#e3c64b", "#9ad2f5", "#aaa0ee", "#a8a8a8"];
-const AMOUNT = ["#00224e", "#1d3a6f", "#434e6c", "#61656f", "#7f7c75", "#a09570", "#c5b162", "#e9d14c", "#fee838"];
+const AMOUNT = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725"];
 const BELOW_ZERO = ["#f4f1ea", "#a9cbe6", "#4f93c8", "#12508f"];
 const ABOVE_ZERO = ["#f4f1ea", "#f3c59a", "#d9843b", "#8f4708"];
 const DARK_BELOW_ZERO = ["#23272e", "#1f4d78", "#3d8bcb", "#a6d4f7"];

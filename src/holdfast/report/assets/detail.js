@@ -6,7 +6,7 @@ function tensorDetail(at) {
   const close = el("button", { type: "button", class: "quiet close", "aria-label": "Close", title: "Close (Esc)", onclick: () => go({ t: "" }) }, "×");
   const head = [
     close,
-    el("h3", { class: "path" }, names[at]),
+    el("h3", { class: "path" }, names[at].split(/(?<=\.)/).map((part) => [part, el("wbr")])),
     el("p", { class: "facts" }, [dtypes[dtype[at]], shapeText(shapeOf(at)), sizeText(bytes[at])].map((text) => el("span", null, text))),
   ];
   const others = sharedWith(at);

@@ -34,19 +34,18 @@ function unlikeSection(unlike, measured) {
   const range = relatives.length ? [Math.log10(Math.min(...relatives)), Math.log10(Math.max(...relatives))] : [0, 1];
   const columns = [
     { key: "name", title: "tensor", class: "name", sortable: true },
-    { key: "left", title: "in A" , class: "shape" },
     ...(measured ? [{ key: "bar", title: "relative change", class: "spark" }, ...MEASURES.map((key) => ({ key, title: key, class: "num", sortable: true }))] : []),
-    { key: "right", title: "in B", class: "shape" },
+    { key: "form", title: "form", class: "shape" },
   ];
   const cells = (at) => {
     const one = unlike[at];
-    const words = one.right === one.left ? "the same form" : one.right;
     return [
-      one.other ? nameParts(`${one.name} → ${one.other}`) : nameParts(one.name), one.left,
-      ...(measured ? [relativeBar(one, range), numberText(one.relative, 3), numberText(one.norm, 3), numberText(one.largest, 3), one.cosine === undefined || one.cosine === null ? "–" : one.cosine.toFixed(5), one.differing === undefined ? "–" : percentText(one.differing)] : []),
-      one.right === one.left ? el("span", { class: "muted" }, words) : el("b", null, words),
+      one.other ? nameParts(`${one.name} → ${one.other}`) : nameParts(one.name),
+      ...(measured ? [relativeBar(one, range), numberText(one.relative, 3), numberText(one.norm, 3), numberText(one.largest, 3), cosineText(one.cosine), one.differing === undefined ? "–" : percentText(one.differing)] : []),
+      one.right === one.left ? one.left : el("b", null, `${one.left} → ${one.right}`),
     ];
   };
+  const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search tensors that differ", autocomplete: "off", spellcheck: "false", oninput: () => list() });
   let sort = measured ? "-relative" : "";
   const table = longTable({
     class: measured ? "differing measured" : "differing", label: "Tensors that differ", columns, cells,
@@ -56,7 +55,8 @@ function unlikeSection(unlike, measured) {
     },
   });
   function list() {
-    const numbers = [...unlike.keys()];
+    const wanted = search.value.toLowerCase();
+    const numbers = [...unlike.keys()].filter((at) => unlike[at].name.toLowerCase().includes(wanted));
     const [down, key] = [sort.startsWith("-"), sort.replace(/^-/, "")];
     if (key === "name") numbers.sort((a, b) => (down ? -1 : 1) * unlike[a].name.localeCompare(unlike[b].name, "en", { numeric: true }));
     else if (key) {
@@ -69,7 +69,11 @@ function unlikeSection(unlike, measured) {
   list();
   table.node.style.height = `min(70vh, ${unlike.length * ROW + 36}px)`;
   tables.difference = table;
-  return section("Tensors that differ", table.node);
+  return el("section", null, el("div", { class: "headline" }, el("h2", null, "Tensors that differ"), search), table.node);
+}
+
+function cosineText(cosine) {
+  return typeof cosine === "number" ? cosine.toFixed(5).replace("-", "−") : "–";
 }
 
 /** How large a relative change is among the others, on a logarithmic scale. */

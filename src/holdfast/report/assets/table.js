@@ -105,7 +105,14 @@ function longTable(given) {
     event.preventDefault();
     move(by);
   });
-  new ResizeObserver(draw).observe(scroller);
+  let seen = false;
+  new ResizeObserver(() => {
+    if (!seen && scroller.clientHeight) {
+      seen = true;
+      reveal();
+    }
+    draw();
+  }).observe(scroller);
   sorted("");
   return { node: scroller, show, select, move, sorted, redraw };
 }

@@ -72,7 +72,7 @@ function tensorColumns() {
     { key: "shape", title: "shape", class: "shape", sortable: true },
     { key: "bytes", title: "size", class: "num", sortable: true },
     ...(some ? [{ key: "values", title: "magnitudes", class: "spark" }] : []),
-    ...(some ? NUMBER_COLUMNS.map((key) => ({ key, title: key, class: "num", sortable: true })) : []),
+    ...(some ? NUMBER_COLUMNS.map((key) => ({ key, title: key, class: "num statistic", sortable: true })) : []),
     { key: "flags", title: "", class: "flags" },
   ];
 }
@@ -94,7 +94,7 @@ function tensorCells(at) {
 /** The name with its last part set off; all of it in the title, since a narrow column cuts it. */
 function nameParts(name) {
   const cut = name.lastIndexOf(".") + 1;
-  return el("span", { class: "path", title: name }, el("span", { class: "before" }, name.slice(0, cut)), el("b", null, name.slice(cut)));
+  return el("span", { class: "path", title: name }, el("span", { class: "before" }, el("bdi", { dir: "ltr" }, name.slice(0, cut))), el("b", null, name.slice(cut)));
 }
 
 function flagsOf(at) {

@@ -18,7 +18,7 @@ function fill(node, attributes, children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, String(value));
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(2)) {
     if (child === null || child === undefined || child === false) continue;
     node.append(child instanceof Node ? child : document.createTextNode(String(child)));
   }
@@ -66,11 +66,11 @@ function manyText(count) {
 /** A number in few characters: 0.0123, 1.2e-7; a dash for what is not there. */
 function numberText(value, digits = 4) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "string") return value;
+  if (typeof value === "string") return { nan: "NaN", inf: "∞", "-inf": "−∞" }[value] || value;
   if (value === 0) return "0";
   const size = Math.abs(value);
   const text = size >= 1e5 || size < 1e-3
-    ? value.toExponential(Math.max(digits - 2, 1)).replace("e+", "e")
+    ? value.toExponential(Math.max(digits - 2, 1)).replace("e+", "e").replace(/\.0+e/, "e")
     : String(Number(value.toPrecision(digits)));
   return text.replaceAll("-", "−");
 }

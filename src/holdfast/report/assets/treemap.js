@@ -67,7 +67,7 @@ function squarified(nodes, box) {
 
 /** What colours a tensor, and the words beside the scale. */
 function colouring(name) {
-  const { dtype, dtypes, stats, names } = DATA.tensors;
+  const { dtype, dtypes, stats, names, bytes } = DATA.tensors;
   if (name === "dtype" || name === "part") {
     const keys = name === "dtype" ? dtypes : [...new Set(names.map((one) => one.split(".")[0]))];
     const numbers = new Map(keys.map((key, number) => [key, number]));
@@ -80,7 +80,7 @@ function colouring(name) {
   };
   const log = name !== "share of zeros";
   const raw = stats.of.map((_, row) => value(row)).filter((one) => one !== null && (!log || one > 0));
-  const [low, high] = log ? [Math.min(...raw), Math.max(...raw)] : [0, 1];
+  const [low, high] = log ? middleOf(stats.of.map((at, row) => [value(row), bytes[at]])) : [0, 1];
   const f = log ? Math.log10 : (one) => one;
   const share = (one) => (high > low ? (f(one) - f(low)) / (f(high) - f(low)) : 0.5);
   const grey = channels(isDark() ? "#3a3f47" : "#d8d5ce");
@@ -90,6 +90,20 @@ function colouring(name) {
     return one === null || (log && !(one > 0)) ? grey : amountColour(share(one));
   };
   return { colour, scale: raw.length ? [numberText(low, 2), numberText(high, 2)] : null };
+}
+
+/** The values between which all but one part in fifty of the bytes lie at either end: few tensors don't set the scale. */
+function middleOf(weighted) {
+  const sorted = weighted.filter(([value]) => value > 0).sort((a, b) => a[0] - b[0]);
+  const total = sorted.reduce((sum, [, weight]) => sum + weight, 0);
+  let below = 0;
+  let [low, high] = [null, null];
+  for (const [value, weight] of sorted) {
+    below += weight;
+    if (low === null && below >= total * 0.02) low = value;
+    if (high === null && below >= total * 0.98) high = value;
+  }
+  return [low, high];
 }
 
 function bytesTab() {
