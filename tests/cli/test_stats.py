@@ -39,7 +39,7 @@ def test_a_table_of_tensors_ends_with_what_is_wrong(holdfast: Holdfast, file: Pa
 
 
 def test_a_file_without_faults_says_so(holdfast: Holdfast, file: Path) -> None:
-    assert holdfast("stats", file, "--keys", "*.good").out.endswith("1 tensors: no NaN, no infinities, none dead\n")
+    assert holdfast("stats", file, "--keys", "*.good").out.endswith("1 tensor: no NaN, no infinities, none dead\n")
 
 
 @pytest.mark.parametrize(("fails", "code"), [(["nan"], 1), (["inf"], 0), (["dead"], 1), (["inf", "dead"], 1), ([], 0)])

@@ -23,7 +23,7 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export")
+        for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export", "view")
     ),
 ]
 NOT_OURS = {"make", "git", "python", "pip"}

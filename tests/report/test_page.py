@@ -72,8 +72,8 @@ def test_arrows_read_a_chart_and_l_makes_it_logarithmic(look: Look, run_page: Pa
     looking.press("l")
     assert looking.where()["log"] == "1"
     after = card.locator("text.tick").all_text_contents()
-    assert "1e−5" in after
-    assert "1e−5" not in before
+    assert "1e\u22125" in after
+    assert "1e\u22125" not in before
 
 
 def test_search_takes_words_patterns_and_properties(look: Look, run_page: Path) -> None:
@@ -194,7 +194,7 @@ def test_layers_that_did_not_move_are_told_from_those_that_did(look: Look, run_p
         name, change = looking.text("#tip").split("\n")[:2]
         told[name] = change
     assert told["model.frozen"].endswith("the same to the bit")
-    assert "step 4 → 8: relative change 0." in told["model.head"] or "e−" in told["model.head"]
+    assert "step 4 → 8: relative change 0." in told["model.head"] or "e\u2212" in told["model.head"]
     row = list(told).index("model.frozen")
     looking.page.locator("canvas.heat").click(position={"x": 400, "y": 46 + 20 * row + 10})
     assert looking.where()["tab"] == "tensors"
@@ -225,7 +225,7 @@ def test_a_difference_is_shown_with_numbers(look: Look, run_folder: Path, writte
     assert "model.frozen.weight" not in rows
     cells = looking.page.locator("#view-difference .row", has_text="head.weight").first.locator("[role=gridcell]")
     norms = [holdfast.load(f"{run_folder}@{which}")["model"]["head.weight"] for which in ("best", "last")]
-    shown = float(cells.nth(3).inner_text().replace("−", "-"))
+    shown = float(cells.nth(3).inner_text().replace("\u2212", "-"))
     assert shown == pytest.approx(float((norms[1] - norms[0]).norm()), rel=0.01)
     looking.page.get_by_label("Search tensors that differ").fill("bias")
     assert all(name.endswith("bias") for name in looking.rows())

@@ -94,7 +94,7 @@ def _print(found: list[tuple[str, StoredTensor, TensorStats]]) -> None:
     for name, findings in wrong:
         say(coloured(f"{printable(name)}: {', '.join(findings)}", "yellow"))
     if found and not wrong:
-        say(f"{len(found)} tensors: no NaN, no infinities, none dead")
+        say(f"{len(found)} tensor{'' if len(found) == 1 else 's'}: no NaN, no infinities, none dead")
 
 
 def _cells(stats: TensorStats) -> list[str]:
