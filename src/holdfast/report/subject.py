@@ -70,17 +70,18 @@ def opened_subject(name: str, now: datetime.datetime) -> Iterator[Subject]:
         StorageError: reading failed.
     """
     path = found_at(name)
-    if is_run(path) and not is_file(path):
-        whole = standing(scan_run(path), now)
-        run: Standing | None = whole
-        readable = whole.catalog.readable
-        if not readable:
-            yield Subject(name, run)
-            return
-        folder: str | None = readable[-1].path
-    else:
-        folder = None if is_file(path) else locate(path)
-        run = _run_of(folder, now)
+    folder: str | None = None
+    run: Standing | None = None
+    if not is_file(path):
+        if is_run(path):
+            run = standing(scan_run(path), now)
+            if not run.catalog.readable:
+                yield Subject(name, run)
+                return
+            folder = run.catalog.readable[-1].path
+        else:
+            folder = locate(path)
+            run = _run_of(folder, now)
     if folder is None:
         with open_any(name) as container:
             yield Subject(name, run, container, container.document())

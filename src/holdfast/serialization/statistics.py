@@ -97,14 +97,16 @@ def _pieces(leaf: StoredTensor, checked: set[int]) -> Iterator[tuple[int, torch.
     if digests is None or len(digests) != -(-segment.length // CHUNK):
         digests = None
         if id(segment) not in checked:
-            verify_segments([segment])
+            with meter.watched(segment.name):  # what is read is no stage of its own
+                verify_segments([segment])
             checked.add(id(segment))
     for number, first in enumerate(range(0, source.size, CHUNK)):
         length = min(CHUNK, source.size - first)
         piece = torch.empty(length // spec.itemsize, dtype=live_dtype(spec))
         into = view_memory(piece.data_ptr(), length)
         wanted = None if digests is None else (digests[number],)
-        raise_damage(read_requests([ReadRequest(source, first, into, wanted, None, segment.name)]))
+        with meter.watched(segment.name):
+            raise_damage(read_requests([ReadRequest(source, first, into, wanted, None, segment.name)]))
         meter.pass_by(length)
         yield first // spec.itemsize, piece
 
