@@ -45,9 +45,7 @@ def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast
     assert "last: 1 of 1; the newest: always kept" in thirty
 
 
-@pytest.mark.parametrize(
-    ("encoding", "line"), [("utf-8", "█▁ "), ("ascii", "#_ "), ("cp437", "#_ ")]
-)
+@pytest.mark.parametrize(("encoding", "line"), [("utf-8", "█▁ "), ("ascii", "#_ "), ("cp437", "#_ ")])
 def test_ls_draws_with_what_the_terminal_has(run: Path, encoding: str, line: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-m", "holdfast", "ls", str(run)]
@@ -225,7 +223,7 @@ def test_inspect_a_run(holdfast: Holdfast, run: Path) -> None:
 
 def test_inspect_keys_and_state(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("inspect", run, "--keys", "*.bias").out
-    assert "1 tensors, 16 B" in out
+    assert "1 tensor, 16 B" in out
     assert "layers" not in out
     out = holdfast("inspect", run, "--state").out
     assert [row[0] for row in lines(out) if row and row[0].startswith("model.layers.")] == [
