@@ -157,9 +157,10 @@ def test_verifying_and_converting_say_every_byte(run: Path, tmp_path: Path, reco
     recorder.stages.clear()
     with open_any(run) as container:
         convert_container(container, tmp_path / "out.pt")
-    stages = [stage for stage, _, _ in recorder.stages]
-    assert stages == ["reading", "writing", "reading again"]
-    assert all(total == done > 0 for _, total, done in recorder.stages)
+    first, *between, last = [stage for stage, _, _ in recorder.stages]
+    assert (first, set(between), last) == ("reading", {"writing"}, "reading again")
+    assert all(total == done for _, total, done in recorder.stages)
+    assert min(recorder.stages[0][1], recorder.stages[-1][1]) > 1000
 
 
 def test_the_innermost_watcher_is_told() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def lines(text: str) -> list[list[str]]:
 
 def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("ls", run).out
-    header, ten, twenty, thirty, total = out.splitlines()
+    header, ten, twenty, thirty, total, trend = out.splitlines()
     assert header.split() == ["step", "epoch", "age", "size", "val_loss", "kept", "by"]
     assert ten.split()[:5] == ["10", "1.10", "1", "h", "ago"]
     assert "0.5" in ten.split()
@@ -37,9 +39,18 @@ def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast
     assert "  best by val_loss:min  best: 1 of 1 by val_loss:min (0.25)" in twenty
     assert "best" not in ten + thirty
     assert total == "3 checkpoints, 15.8 kB"
+    assert trend == "val_loss  █▁   0.5 -> 0.25"
     assert thirty.split()[:2] == ["30", "3.10"]
     assert "nan" in thirty
     assert "last: 1 of 1; the newest: always kept" in thirty
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("utf-8", "█▁ "), ("ascii", "#_ "), ("cp437", "#_ ")])
+def test_ls_draws_with_what_the_terminal_has(run: Path, encoding: str, line: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "holdfast", "ls", str(run)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=environment)
+    assert f"val_loss  {line}  0.5 -> 0.25" in done.stdout.decode(encoding)
 
 
 def test_ls_json(holdfast: Holdfast, run: Path) -> None:
@@ -212,7 +223,7 @@ def test_inspect_a_run(holdfast: Holdfast, run: Path) -> None:
 
 def test_inspect_keys_and_state(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("inspect", run, "--keys", "*.bias").out
-    assert "1 tensors, 16 B" in out
+    assert "1 tensor, 16 B" in out
     assert "layers" not in out
     out = holdfast("inspect", run, "--state").out
     assert [row[0] for row in lines(out) if row and row[0].startswith("model.layers.")] == [

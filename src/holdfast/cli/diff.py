@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import ExitStack
 
 import click
 
 from holdfast.cli.output import coloured, say, say_json
 from holdfast.cli.progress import progress
-from holdfast.runs.comparing import compare, opened
+from holdfast.runs.comparing import Contents, compare, opened
+from holdfast.state.diff import Diff
 from holdfast.state.diff_text import diff_lines
 
 DIFFERS = 1
@@ -26,17 +26,14 @@ def command(a: str, b: str, glob: str | None, quick: bool, everything: bool, as_
     """Compare A with B (files, checkpoints, runs or references): every tensor, every plain value, every name.
 
     Tensors are changed (with the norm of B - A, that norm relative to A, the largest difference and the cosine; without
-    torch only that they differ), recast, reshaped, renamed, or on one side only. Names that wrappers such as module.
-    alone tell apart are the same. Exits 1 when anything differs.
+    torch only that they differ), recast, reshaped, renamed, or on one side only. Names that only wrappers such as
+    'module.' tell apart are the same. Exits 1 when anything differs.
     """
     with ExitStack() as stack, progress(f"{a} -> {b}", quiet=as_json):
         left, right = (stack.enter_context(opened(one)) for one in (a, b))
         found = compare(left, right, glob)
-        measurable = (found.changed or found.recast) and not quick
-        if measurable and importlib.util.find_spec("torch") is not None:
-            from holdfast.api import measured
-
-            found = measured(found, left, right)
+        if (found.changed or found.recast) and not quick:
+            found = _measured(found, left, right)
     if as_json:
         say_json(found.to_dict())
     else:
@@ -45,3 +42,13 @@ def command(a: str, b: str, glob: str | None, quick: bool, everything: bool, as_
         for line in rest:
             say(line)
     return 0 if found.identical else DIFFERS
+
+
+def _measured(found: Diff, left: Contents, right: Contents) -> Diff:
+    """With numbers where torch is installed; what differs is known without it."""
+    try:
+        from holdfast.api import measured
+    except ModuleNotFoundError:
+        found.notes.append("torch is not installed, so it is not said by how much tensors differ")
+        return found
+    return measured(found, left, right)

@@ -19,6 +19,19 @@ from holdfast.state.quantization import quantization_line
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
 from holdfast.state.values import Tree, needed_class
 
+WHAT = {
+    "dcp": "a folder of torch.distributed.checkpoint",
+    "npz": "arrays of numpy",
+    "run-checkpoint": "a checkpoint of a run",
+    "safetensors": "a file of tensors and nothing that could run",
+    "sharded": "a model in several files, with their index",
+    "torch-export": "a program of torch.export with its weights",
+    "torch-legacy": "what torch.save wrote before torch 1.6",
+    "torch-tar": "what torch.save wrote in 2016",
+    "torch-zip": "what torch.save writes since torch 1.6",
+    "torchscript": "a TorchScript program with its weights",
+}
+"""Each format in words."""
 _VALUES = 40
 _LONG = 200
 _Tensors = list[tuple[Path, StoredTensor]]
@@ -54,6 +67,7 @@ def _as_json(
     return {
         "file": container.file,
         "format": container.format,
+        "what": WHAT[container.format],
         "opaque": _opaque(document.tree),
         "bytes": _stored(tensors),
         "tensors": [
@@ -85,7 +99,9 @@ def _quantized(document: Document) -> dict[str, str]:
 
 def _print_head(container: Container, document: Document, tensors: _Tensors) -> None:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in _counted([tensor.spec.dtype for _, tensor in tensors]))
-    say(f"{printable(container.file)}: {container.format}, {len(tensors)} tensors, {size_text(_stored(tensors))}")
+    count = f"{len(tensors):,} tensor{'' if len(tensors) == 1 else 's'}"
+    say(f"{printable(container.file)}: {container.format}, {count}, {size_text(_stored(tensors))}")
+    say(f"  {WHAT[container.format]}{_writer(document)}")
     if dtypes:
         say(f"  dtypes: {dtypes}")
     if container.format == "run-checkpoint":
@@ -103,6 +119,11 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         say(f"  quantized: {text}" if name == ROOT else f"  quantized, {printable(name[:60])}: {text}")
     for name, text in document.metadata.items():
         say(f"  {printable(name[:60])}: {printable(text[:200])}")
+
+
+def _writer(document: Document) -> str:
+    """Who wrote it, where that shows."""
+    return "; holdfast wrote it, with a record of its objects" if document.objects else ""
 
 
 def _print_program(container: Container) -> None:
