@@ -62,7 +62,7 @@ def test_without_torch_there_are_no_statistics_and_the_page_says_so(run: Path, f
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         data = data_of(tmp_path / "x.html")
-        assert "pip install 'holdfast[torch]'" in data["tensors"]["without"]
+        assert 'pip install "holdfast[torch]"' in data["tensors"]["without"]
         assert data["tensors"]["stats"]["of"] == []
         assert data["changes"] is None
         assert data["difference"] is not None

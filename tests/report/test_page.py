@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -373,3 +374,17 @@ def test_a_file_without_statistics_says_so(look: Look, tmp_path: Path, written: 
     assert looking.tabs() == ["Overview", "Bytes", "Tensors", "Record"]
     looking.press("3", "j")
     assert "without statistics" in looking.text("aside")
+
+
+def test_a_file_is_safe_or_says_what_only_a_pickle_would_rebuild(
+    look: Look, tmp_path: Path, written: Callable[..., Path]
+) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(30, 20))
+    torch.save(net.state_dict(), tmp_path / "state.pt")
+    torch.save({"net": net, "when": argparse.ArgumentParser}, tmp_path / "whole.pt")
+    assert "nothing in it asks to run code" in look(written(tmp_path / "state.pt")).text()
+    looking = look(written(tmp_path / "whole.pt"))
+    assert "only a pickle would rebuild, which may run code: " in looking.text()
+    assert "torch.nn.modules" in looking.text()
+    looking.page.get_by_role("button", name="net.0.weight").click()
+    assert looking.where() == {"tab": "tensors", "t": "net.0.weight"}

@@ -9,7 +9,6 @@ import click
 
 from holdfast.cli.output import coloured, say, say_json, say_table
 from holdfast.cli.progress import progress
-from holdfast.errors import MissingExtra
 from holdfast.formats.base import StoredTensor
 from holdfast.runs.opening import open_any
 from holdfast.spec import Path
@@ -22,7 +21,6 @@ from holdfast.storage import meter
 if TYPE_CHECKING:
     from holdfast.state.values import Tree
 
-Counting = Callable[..., TensorStats]
 _FAILS: dict[str, Callable[[TensorStats], bool]] = {
     "nan": lambda stats: stats.nan > 0,
     "inf": lambda stats: stats.inf > 0,
@@ -46,31 +44,19 @@ def command(f: str, glob: str | None, fails: tuple[str, ...], as_json: bool) -> 
 
     Every digest is checked on the way. Memory does not grow with the file.
     """
-    count = load_counting("holdfast stats")
+    from holdfast.serialization.statistics import tensor_stats
+
     with open_any(f) as container, progress(f, quiet=as_json):
         chosen = [item for item in tensors_of(container.document().tree) if glob is None or matches(item[0], glob)]
         meter.begin("counting", sum(leaf.spec.nbytes for _, leaf in chosen))
         checked: set[int] = set()
-        found = [(dotted(path), leaf, count(leaf, checked=checked)) for path, leaf in chosen]
+        found = [(dotted(path), leaf, tensor_stats(leaf, checked=checked)) for path, leaf in chosen]
     failed = [name for name, _, stats in found if any(_FAILS[one](stats) for one in fails)]
     if as_json:
         say_json({"file": f, "tensors": [_as_json(*one) for one in found], "failed": failed})
     else:
         _print(found)
     return 1 if failed else 0
-
-
-def load_counting(what: str) -> Counting:
-    """The function that computes a tensor's statistics; what lies behind it is torch.
-
-    Raises:
-        MissingExtra: torch is not installed.
-    """
-    try:
-        from holdfast.serialization.statistics import tensor_stats
-    except ImportError as reason:
-        raise MissingExtra(f"{what} needs torch, which is not here ({reason}): pip install 'holdfast[torch]'") from None
-    return tensor_stats
 
 
 def tensors_of(tree: Tree) -> Iterator[tuple[Path, StoredTensor]]:

@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import click
 
+from holdfast.cli.inspect import WHAT
 from holdfast.cli.output import say, say_json, size_text
 from holdfast.cli.progress import progress
-from holdfast.cli.stats import load_counting
-from holdfast.errors import CorruptFile, MissingExtra
+from holdfast.errors import CorruptFile
 from holdfast.report.data import page_data
 from holdfast.report.page import page_text
 from holdfast.report.subject import Subject, opened_subject, spread
@@ -55,6 +55,7 @@ def command(ref: str, out: str | None, other: str | None, no_stats: bool, limit:
             subject,
             stats,
             without=without,
+            what=WHAT[subject.container.format] if subject.container is not None else "",
             changes=_changes(subject, stats, most) if stats else None,
             difference=None if other is None else _difference(ref, other, with_numbers=bool(stats)),
             made=f"holdfast {version('holdfast')}",
@@ -79,9 +80,9 @@ def _statistics(subject: Subject, most: int, unwanted: bool) -> tuple[Stats, str
     if unwanted:
         return {}, "This page was made without statistics (--no-stats)."
     try:
-        count = load_counting("counting")
-    except MissingExtra as reason:
-        return {}, f"This page has no statistics: {reason}"
+        from holdfast.serialization.statistics import tensor_stats
+    except ModuleNotFoundError:
+        return {}, 'This page has no statistics: torch is not installed (pip install "holdfast[torch]").'
     found: Stats = {}
     checked: set[int] = set()
     tensors, left = subject.tensors(), most
@@ -91,7 +92,7 @@ def _statistics(subject: Subject, most: int, unwanted: bool) -> tuple[Stats, str
             continue
         left -= min(leaf.spec.nbytes, leaf.segment.length)
         try:
-            found[number] = count(leaf, thumbnail=number < MOST_PICTURES, checked=checked)
+            found[number] = tensor_stats(leaf, thumbnail=number < MOST_PICTURES, checked=checked)
         except CorruptFile as reason:
             found[number] = TensorStats(note=str(reason))
     if len(found) == len(tensors):

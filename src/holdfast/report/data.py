@@ -16,6 +16,7 @@ from holdfast.runs.checkpoint import Checkpoint
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.sizes import size_text
 from holdfast.state.diff import Diff
+from holdfast.state.flatten import needed_classes
 from holdfast.state.paths import dotted, printable
 from holdfast.state.statistics import Changes, TensorStats
 
@@ -28,6 +29,7 @@ def page_data(
     stats: Mapping[int, TensorStats],
     *,
     without: str = "",
+    what: str = "",
     changes: Changes | None = None,
     difference: Diff | None = None,
     made: str = "",
@@ -38,6 +40,7 @@ def page_data(
         subject: open.
         stats: of its tensors, by their place in ``subject.tensors()``.
         without: what the page says of tensors that have none.
+        what: its format in words.
         changes: between the checkpoints of the run.
         difference: to another file or checkpoint.
         made: the last line of the page, ``holdfast 0.1.0``.
@@ -50,11 +53,24 @@ def page_data(
         "facts": _facts(subject, len(tensors)),
         "notes": [printable(text) for text in subject.notes],
         "made": made,
+        "file": _file(subject, what) if subject.run is None else None,
         "run": run_data(subject.run) if subject.run is not None else None,
         "tensors": tensor_data(tensors, stats, without) if subject.container is not None else None,
         "records": {**record_data(records), "note": note},
         "changes": _changes(changes, [dotted(path) for path, _ in tensors]) if changes is not None else None,
         "difference": difference_data(difference) if difference is not None else None,
+    }
+
+
+def _file(subject: Subject, what: str) -> dict[str, Any]:
+    """What a file is, and what of it only a pickle would rebuild."""
+    classes = needed_classes(subject.document.tree) if subject.document is not None else []
+    form = subject.container.format if subject.container is not None else ""
+    return {
+        "what": what,
+        "format": form,
+        "classes": [printable(name[:100]) for name in classes[:20]],
+        "program": form in ("torch-export", "torchscript"),
     }
 
 

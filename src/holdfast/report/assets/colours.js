@@ -57,7 +57,7 @@ function cssColour([red, green, blue]) {
 
 /** Black or white, whichever can be read on a colour. */
 function inkOn([red, green, blue]) {
-  return 0.299 * red + 0.587 * green + 0.114 * blue > 150 ? "#16181c" : "#ffffff";
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 132 ? "#16181c" : "#ffffff";
 }
 
 /** A bar of a colour scale with its two ends in words. */

@@ -9,11 +9,12 @@ function section(title, ...content) {
 }
 
 function overviewTab() {
-  const parts = [el("dl", { class: "tiles" }, DATA.run ? runTiles() : [], DATA.tensors ? tensorTiles() : [])];
+  const parts = [el("dl", { class: "tiles" }, DATA.run ? runTiles() : fileTiles(), DATA.tensors ? tensorTiles() : [])];
   const found = findings();
   if (found) parts.push(found);
   if (DATA.run) parts.push(metricsSection(), checkpointsSection());
   if (DATA.tensors && DATA.tensors.names.length) parts.push(compositionSection());
+  if (!DATA.run && DATA.tensors && DATA.tensors.names.length) parts.push(largestSection());
   return el("div", null, parts);
 }
 
@@ -35,6 +36,21 @@ function runTiles() {
   return tiles;
 }
 
+function fileTiles() {
+  return [tile("Format", DATA.file.format || "none", "")];
+}
+
+/** The largest tensors of a file, each a way to its details. */
+function largestSection() {
+  const { names, bytes, dtypes, dtype, stats } = DATA.tensors;
+  const largest = [...names.keys()].sort((a, b) => bytes[b] - bytes[a] || a - b).slice(0, 8);
+  const rows = largest.map((at) => el("tr", null,
+    el("td", null, el("button", { type: "button", class: "link path", onclick: () => go({ tab: "tensors", q: "", t: names[at] }) }, names[at])),
+    el("td", { class: "muted" }, dtypes[dtype[at]]), el("td", { class: "muted" }, shapeText(shapeOf(at))), el("td", { class: "num" }, sizeText(bytes[at])),
+    el("td", null, at in stats.histogram ? tinyHistogram(stats.histogram[at], statOf("zeros", at)) : ""), el("td", null, flagsOf(at))));
+  return section("The largest tensors", el("div", { class: "wide" }, el("table", { class: "plain" }, el("tbody", null, rows))));
+}
+
 function tensorTiles() {
   const { names, stored, dtypes, dtype } = DATA.tensors;
   const elements = names.reduce((sum, _, at) => sum + elementsOf(at), 0);
@@ -53,6 +69,7 @@ function shapeOf(at) {
 /** What is wrong or missing, before all else. */
 function findings() {
   const lines = [...DATA.notes.map((text) => ["note", text])];
+  if (DATA.file) lines.push(...fileFindings());
   if (DATA.run) {
     for (const one of DATA.run.checkpoints) if (one.problem) lines.push(["bad", `Step ${one.step} is damaged: ${one.problem}`]);
     for (const text of [...DATA.run.aside, ...DATA.run.notes]) lines.push(["note", text]);
@@ -61,6 +78,15 @@ function findings() {
   if (!lines.length) return null;
   return el("ul", { class: "findings" }, lines.map(([kind, text, q]) => el("li", { class: kind },
     text, q ? el("button", { type: "button", class: "link", onclick: () => go({ tab: "tensors", q, sort: "" }) }, "show them") : null)));
+}
+
+function fileFindings() {
+  const { what, classes, program } = DATA.file;
+  const lines = what ? [["note", `${what[0].toUpperCase()}${what.slice(1)}.`]] : [];
+  if (classes.length) lines.push(["bad", `Holds objects that only a pickle would rebuild, which may run code: ${classes.join(", ")}. Nothing of them was run for this page.`]);
+  else if (program) lines.push(["note", "A program with its weights. Nothing of the program was run for this page."]);
+  else lines.push(["good", "Tensors and plain values only: nothing in it asks to run code."]);
+  return lines;
 }
 
 function tensorFindings() {

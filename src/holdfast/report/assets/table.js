@@ -54,6 +54,7 @@ function longTable(given) {
 
   function show(numbers) {
     order = numbers;
+    scroller.style.maxHeight = `${Math.max(numbers.length, 4) * ROW + 40}px`;
     scroller.setAttribute("aria-rowcount", String(numbers.length + 1));
     scroller.scrollTop = 0;
     redraw();
