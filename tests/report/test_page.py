@@ -350,6 +350,10 @@ def test_what_is_printed_is_light_and_whole(look: Look, run_page: Path) -> None:
     assert not looking.page.locator("#search").is_visible()
     looking.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert len(looking.rows()) == 9
+    looking.page.evaluate("location.hash = '#tab=overview&theme=dark'")
+    colour = looking.page.locator("path.line").first.get_attribute("stroke")
+    looking.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert looking.page.locator("path.line").first.get_attribute("stroke") != colour
     assert looking.page.pdf().startswith(b"%PDF")
 
 

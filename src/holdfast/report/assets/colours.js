@@ -9,12 +9,13 @@ const DARK_BELOW_ZERO = ["#23272e", "#1f4d78", "#3d8bcb", "#a6d4f7"];
 const DARK_ABOVE_ZERO = ["#23272e", "#74420f", "#cf7d2d", "#fbcf9f"];
 
 function isDark() {
+  if (printing) return false;
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 function seriesColour(number) {
-  const all = isDark() && !printing ? DARK_SERIES : LIGHT_SERIES;
+  const all = isDark() ? DARK_SERIES : LIGHT_SERIES;
   return all[number % all.length];
 }
 

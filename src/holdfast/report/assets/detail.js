@@ -42,8 +42,8 @@ function pictures(at, row) {
     found.push(el("figure", null, fullHistogram(stats.histogram[at], stats.zeros[row], PANEL),
       el("figcaption", null, "Magnitudes: each bin is twice as far from zero as the one before it.")));
   }
-  if (at in stats.thumbnail) {
-    const [rows, columns, top] = stats.thumbnail[at];
+  const [rows, columns, top] = stats.thumbnail[at] || [0, 0, 0];
+  if (top > 0) {
     const whole = shapeOf(at)[0] <= rows && elementsOf(at) / shapeOf(at)[0] <= columns;
     found.push(el("figure", null, thumbnailCanvas(stats.thumbnail[at], PANEL),
       el("figcaption", null, whole ? "Every value. " : "Means of blocks of values. ", scaleLegend((share) => signedColour(share * 2 - 1), `−${numberText(top, 2)}`, numberText(top, 2)))));

@@ -37,7 +37,7 @@ function runTiles() {
 }
 
 function fileTiles() {
-  return [tile("Format", DATA.file.format || "none", "")];
+  return [tile("Format", DATA.file.format || "none", DATA.file.what)];
 }
 
 /** The largest tensors of a file, each a way to its details. */
@@ -81,12 +81,10 @@ function findings() {
 }
 
 function fileFindings() {
-  const { what, classes, program } = DATA.file;
-  const lines = what ? [["note", `${what[0].toUpperCase()}${what.slice(1)}.`]] : [];
-  if (classes.length) lines.push(["bad", `Holds objects that only a pickle would rebuild, which may run code: ${classes.join(", ")}. Nothing of them was run for this page.`]);
-  else if (program) lines.push(["note", "A program with its weights. Nothing of the program was run for this page."]);
-  else lines.push(["good", "Tensors and plain values only: nothing in it asks to run code."]);
-  return lines;
+  const { classes, program } = DATA.file;
+  if (classes.length) return [["bad", `Holds objects that only a pickle would rebuild, which may run code: ${classes.join(", ")}. Nothing of them was run for this page.`]];
+  if (program) return [["note", "A program with its weights. Nothing of the program was run for this page."]];
+  return [["good", "Tensors and plain values only: nothing in it asks to run code."]];
 }
 
 function tensorFindings() {
@@ -125,15 +123,22 @@ function shareBar(title, parts) {
   const total = sorted.reduce((sum, [, size]) => sum + size, 0) || 1;
   const bar = el("div", { class: "shares", role: "img", "aria-label": shown.map(([name, size]) => `${name} ${sizeText(size)}`).join(", ") });
   const list = el("ul", { class: "keyed" });
+  const coloured = [];
   shown.forEach(([name, size], at) => {
     const piece = el("span", null);
     piece.style.flexGrow = String(size / total);
-    piece.style.background = seriesColour(at);
     bar.append(piece);
     const dot = el("i", { class: "dot" });
-    dot.style.background = seriesColour(at);
+    coloured.push([piece, at], [dot, at]);
     list.append(el("li", null, dot, el("span", { class: "name" }, name), el("b", null, sizeText(size)), el("span", { class: "muted" }, percentText(size / total))));
   });
+  const paint = () => coloured.forEach(([node, at]) => {
+    node.style.background = seriesColour(at);
+  });
+  watch((changed) => {
+    if (changed.has("theme")) paint();
+  });
+  paint();
   return el("div", null, el("h3", null, title), bar, list);
 }
 
@@ -179,7 +184,10 @@ function metricsSection() {
   const log = el("button", { type: "button", class: "switch", "aria-pressed": "false", onclick: () => go({ log: view.log ? "" : "1" }) }, "log scale");
   const redraw = () => {
     log.setAttribute("aria-pressed", view.log ? "true" : "false");
-    for (const chart of charts) chart.draw();
+    for (const chart of charts) {
+      chart.draw();
+      chart.hover(null);
+    }
   };
   watch((changed) => {
     if (changed.has("log") || changed.has("theme")) redraw();

@@ -75,6 +75,12 @@ function makeHeader() {
 function redrawForPrint(on) {
   printing = on;
   for (const table of Object.values(tables)) table.redraw();
+  tellTheme();
+}
+
+/** What is drawn in colours of its own is drawn again. */
+function tellTheme() {
+  for (const watcher of watchers) watcher(new Set(["theme"]));
 }
 
 readAddress();
@@ -91,7 +97,4 @@ addEventListener("popstate", followAddress);
 addEventListener("keydown", onKey);
 addEventListener("beforeprint", () => redrawForPrint(true));
 addEventListener("afterprint", () => redrawForPrint(false));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  applyTheme();
-  for (const watcher of watchers) watcher(new Set(["theme"]));
-});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tellTheme);
