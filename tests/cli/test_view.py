@@ -88,6 +88,18 @@ def test_only_so_many_tensors_are_counted_and_pictured(
     assert list(stats["thumbnail"]) == ["0", "1"]
 
 
+def test_only_so_many_checkpoints_are_compared(
+    holdfast: Holdfast, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "MOST_COMPARED", 2)
+    monkeypatch.setattr(view, "MOST_FOLLOWED", 4)
+    holdfast("view", run, "-o", tmp_path / "x.html")
+    changes = data_of(tmp_path / "x.html")["changes"]
+    assert changes["steps"] == [10, 30]
+    assert len(changes["of"]) == 4
+    assert changes["note"] == "2 of 3 checkpoints are compared. 4 of 9 tensors are."
+
+
 def test_damage_is_shown_and_does_not_stop_the_page(holdfast: Holdfast, file: Path, tmp_path: Path) -> None:
     library.save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "w.safetensors")
     flip(tmp_path / "w.safetensors", 2000)

@@ -49,6 +49,7 @@ def test_the_overview_says_what_a_person_asks_first(look: Look, run_page: Path) 
     for wanted in ("Last step\n20", "Best val_loss\n0.25", "step 16", "1 tensor with NaN", "best val_loss:min"):
         assert wanted in text
     assert "pin paper" in text
+    assert "lr\n0.05" in text or "lr0.05" in text
     assert "last: 1 of 9" in text
 
 
@@ -392,3 +393,30 @@ def test_a_file_is_safe_or_says_what_only_a_pickle_would_rebuild(
     assert "torch.nn.modules" in looking.text()
     looking.page.get_by_role("button", name="net.0.weight").click()
     assert looking.where() == {"tab": "tensors", "t": "net.0.weight"}
+
+
+def test_a_run_of_thousands_of_checkpoints_and_metrics_stays_a_page(look: Look, tmp_path: Path) -> None:
+    data = page_data(Subject("long"), {})
+    told = {
+        "epoch": None,
+        "pins": [],
+        "verdict": "kept",
+        "reasons": [],
+        "batch": 0,
+        "time": "2025-01-01T00:00:00+00:00",
+    }
+    metrics = {f"metric{at}": float(at) for at in range(70)}
+    data["run"] = {
+        "root": "long", "rules": {}, "best": [], "history": [], "resume": [], "size": 1, "budget": None, "aside": [],
+        "notes": [],
+        "checkpoints": [
+            {"step": step, "metrics": metrics if step > 2990 else {}, "best": ["metric0:min"] if step == 7 else [], "size": 1, **told}
+            for step in range(3000)
+        ],
+    }  # fmt: skip
+    (tmp_path / "long.html").write_text(page_text(data, "long"))
+    looking = look(tmp_path / "long.html")
+    assert looking.page.locator(".checkpoints tbody tr").count() == 401, "the newest, and the best one"
+    assert looking.page.locator(".card").count() == 60
+    assert "2,599 older checkpoints are left out" in looking.text()
+    assert "10 more charts are left out" in looking.text()

@@ -7,6 +7,7 @@ import os
 from importlib.metadata import version
 
 import click
+import msgspec
 
 from holdfast.cli.inspect import WHAT
 from holdfast.cli.output import say, say_json, size_text
@@ -115,8 +116,10 @@ def _changes(subject: Subject, stats: Stats, most: int) -> Changes | None:
     names = [name for name in places if not models or any(name.startswith(f"{one}.") for one in models)]
     last = readable[-1].step == subject.manifest.step
     norms = {name: stats[at].norm for name, at in places.items() if last and at in stats}
-    followed = names[:MOST_FOLLOWED]
-    return changes(spread(readable, MOST_COMPARED), followed, limit=most, norms=norms)
+    found = changes(spread(readable, MOST_COMPARED), names[:MOST_FOLLOWED], limit=most, norms=norms)
+    notes = [f"{MOST_COMPARED} of {len(readable):,} checkpoints are compared."] if len(readable) > MOST_COMPARED else []
+    notes += [f"{MOST_FOLLOWED:,} of {len(names):,} tensors are."] if len(names) > MOST_FOLLOWED else []
+    return msgspec.structs.replace(found, note=" ".join([*notes, found.note]).strip())
 
 
 def _difference(ref: str, other: str, *, with_numbers: bool) -> Diff:

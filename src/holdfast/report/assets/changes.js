@@ -79,7 +79,7 @@ function drawChanges(canvas, place) {
   pen.clearRect(0, 0, place.width, height);
   pen.font = '11.5px ui-sans-serif, system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
   pen.textBaseline = "middle";
-  const [muted, ink, none, line] = ["muted", "ink", "sunken", "bg"].map(themeColour);
+  const [muted, ink, none] = ["muted", "ink", "sunken"].map(themeColour);
   drawSteps(pen, { columns, label, wide, muted });
   place.layers.forEach(({ name, values }, row) => {
     const y = CELL.head + row * CELL.height;
@@ -97,7 +97,6 @@ function drawChanges(canvas, place) {
       }
     });
   });
-  pen.fillStyle = line;
 }
 
 function drawSteps(pen, { columns, label, wide, muted }) {

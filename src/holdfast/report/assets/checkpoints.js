@@ -1,18 +1,23 @@
 // The checkpoints of a run: where each stands, what it measured, and why it is kept.
 
+const MOST_ROWS = 400;
+
 function checkpointsSection() {
   const { checkpoints, rules, resume } = DATA.run;
   const names = [...new Set(checkpoints.flatMap((one) => Object.keys(one.metrics)))].sort().slice(0, 6);
   const head = ["step", "epoch", "committed", "size", ...names, "", "why it is kept"];
   const numeric = (at) => at < 2 || (at >= 3 && at < 4 + names.length);
-  const rows = [...checkpoints].reverse().map((one) => checkpointRow(one, names));
+  const newest = [...checkpoints].reverse();
+  const shown = newest.filter((one, at) => at < MOST_ROWS || one.best.length || one.pins.length);
+  const rows = shown.map((one) => checkpointRow(one, names));
   const table = el("table", { class: "plain checkpoints" },
     el("thead", null, el("tr", null, head.map((text, at) => el("th", { scope: "col", class: numeric(at) ? "num" : "" }, text)))),
     el("tbody", null, rows));
   const said = Object.entries(rules).map(([name, text]) => el("span", { class: "rule" }, `${name} `, el("code", null, text)));
   return section("Checkpoints",
     el("p", { class: "muted" }, said, " ", resume.join("; "), "."),
-    checkpoints.length ? el("div", { class: "wide" }, table) : el("p", { class: "note" }, "None yet."));
+    checkpoints.length ? el("div", { class: "wide" }, table) : el("p", { class: "note" }, "None yet."),
+    shown.length < newest.length ? el("p", { class: "note" }, `${grouped(newest.length - shown.length)} older checkpoints are left out.`) : null);
 }
 
 function checkpointRow(one, names) {

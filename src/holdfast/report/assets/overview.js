@@ -12,6 +12,8 @@ function overviewTab() {
   const parts = [el("dl", { class: "tiles" }, DATA.run ? runTiles() : fileTiles(), DATA.tensors ? tensorTiles() : [])];
   const found = findings();
   if (found) parts.push(found);
+  const given = argumentsLine();
+  if (given) parts.push(given);
   if (DATA.run) parts.push(metricsSection(), checkpointsSection());
   if (DATA.tensors && DATA.tensors.names.length) parts.push(compositionSection());
   if (!DATA.run && DATA.tensors && DATA.tensors.names.length) parts.push(largestSection());
@@ -34,6 +36,18 @@ function runTiles() {
     if (top) tiles.push(tile(`Best ${name}`, numberText(top.metrics[name]), `step ${grouped(step)}`));
   }
   return tiles;
+}
+
+const SHOWN_ARGUMENTS = 24;
+
+/** The arguments of the training in one line; all of them are in the record. */
+function argumentsLine() {
+  const last = recordAt(DATA.records.steps.length - 1);
+  const found = [...last].filter(([key]) => DATA.records.keys[key][0] === "arguments");
+  if (!found.length) return null;
+  const words = found.slice(0, SHOWN_ARGUMENTS).map(([key, text]) => el("span", { class: "argument" }, DATA.records.keys[key][1], el("b", null, text)));
+  const more = el("button", { type: "button", class: "link", onclick: () => go({ tab: "record" }) }, found.length > SHOWN_ARGUMENTS ? `${found.length - SHOWN_ARGUMENTS} more` : "all");
+  return section("Arguments", el("p", { class: "arguments" }, words, more));
 }
 
 function fileTiles() {
@@ -144,6 +158,7 @@ function shareBar(title, parts) {
 
 // ---- metrics ---------------------------------------------------------------------------------------------------------
 
+const MOST_CHARTS = 60;
 const HALF = /^(train|training|val|valid|validation|eval|test|dev)([_/.-])/;
 
 /** Metrics that belong into one chart: train_loss and val_loss. */
@@ -175,7 +190,8 @@ function stepMarks() {
 }
 
 function metricsSection() {
-  const groups = metricGroups();
+  const all = metricGroups();
+  const groups = all.slice(0, MOST_CHARTS);
   if (!groups.length) return section("Metrics", el("p", { class: "note" }, "No checkpoint of this run has metrics."));
   const grid = el("div", { class: `charts ${{ 1: "one", 2: "even", 4: "even" }[groups.length] || ""}` });
   const charts = [];
@@ -194,7 +210,8 @@ function metricsSection() {
   });
   redraw();
   const keys = el("span", { class: "keys" }, markKey("checkpoint", "checkpoint"), markKey("best", "best"), markKey("pin", "pinned"), markKey("gap", "NaN or infinite"));
-  return el("section", null, el("div", { class: "headline" }, el("h2", null, "Metrics"), keys, log), grid);
+  return el("section", null, el("div", { class: "headline" }, el("h2", null, "Metrics"), keys, log), grid,
+    all.length > groups.length ? el("p", { class: "note" }, `${grouped(all.length - groups.length)} more charts are left out; the record of a checkpoint has every metric.`) : null);
 }
 
 function markKey(kind, word) {
