@@ -1,4 +1,4 @@
-"""A real browser, Debian's own, once for all tests; a page in it, with everything it complains about and asks for."""
+"""A real browser, Debian's own, and a page in it with everything that it complains about and asks for."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-dev-shm-usage",
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; never one that a package downloads."""
+    """Chromium; never one that a package downloads. Closed with the module: it has an event loop of its own open."""
     if CHROMIUM is None:
         pytest.skip("no chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright

@@ -397,23 +397,13 @@ def test_a_file_is_safe_or_says_what_only_a_pickle_would_rebuild(
 
 def test_a_run_of_thousands_of_checkpoints_and_metrics_stays_a_page(look: Look, tmp_path: Path) -> None:
     data = page_data(Subject("long"), {})
-    told = {
-        "epoch": None,
-        "pins": [],
-        "verdict": "kept",
-        "reasons": [],
-        "batch": 0,
-        "time": "2025-01-01T00:00:00+00:00",
-    }
-    metrics = {f"metric{at}": float(at) for at in range(70)}
-    data["run"] = {
-        "root": "long", "rules": {}, "best": [], "history": [], "resume": [], "size": 1, "budget": None, "aside": [],
-        "notes": [],
-        "checkpoints": [
-            {"step": step, "metrics": metrics if step > 2990 else {}, "best": ["metric0:min"] if step == 7 else [], "size": 1, **told}
-            for step in range(3000)
-        ],
-    }  # fmt: skip
+    plain = {"epoch": None, "pins": [], "best": [], "metrics": {}, "verdict": "kept", "reasons": [], "batch": 0}
+    plain |= {"size": 1, "time": "2025-01-01T00:00:00+00:00"}
+    checkpoints = [{**plain, "step": step} for step in range(3000)]
+    checkpoints[7]["best"] = ["metric0:min"]
+    checkpoints[-1]["metrics"] = {f"metric{at}": float(at) for at in range(70)}
+    about = {"root": "long", "rules": {}, "best": [], "history": [], "resume": [], "size": 1, "budget": None}
+    data["run"] = {**about, "aside": [], "notes": [], "checkpoints": checkpoints}
     (tmp_path / "long.html").write_text(page_text(data, "long"))
     looking = look(tmp_path / "long.html")
     assert looking.page.locator(".checkpoints tbody tr").count() == 401, "the newest, and the best one"

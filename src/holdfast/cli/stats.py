@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from holdfast.cli.output import coloured, say, say_json, say_table
 from holdfast.cli.progress import progress
 from holdfast.formats.base import StoredTensor
+from holdfast.report.subject import tensors_of
 from holdfast.runs.opening import open_any
-from holdfast.spec import Path
-from holdfast.state.flatten import leaves
-from holdfast.state.modules import with_states
 from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.statistics import TensorStats, to_plain
 from holdfast.storage import meter
-
-if TYPE_CHECKING:
-    from holdfast.state.values import Tree
 
 _FAILS: dict[str, Callable[[TensorStats], bool]] = {
     "nan": lambda stats: stats.nan > 0,
@@ -57,11 +52,6 @@ def command(f: str, glob: str | None, fails: tuple[str, ...], as_json: bool) -> 
     else:
         _print(found)
     return 1 if failed else 0
-
-
-def tensors_of(tree: Tree) -> Iterator[tuple[Path, StoredTensor]]:
-    """Every stored tensor of a tree with its path; of whole pickled modules, those of their state."""
-    return ((path, leaf) for path, leaf in leaves(with_states(tree)[0]) if isinstance(leaf, StoredTensor))
 
 
 def _as_json(name: str, leaf: StoredTensor, stats: TensorStats) -> dict[str, Any]:

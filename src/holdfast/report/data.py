@@ -17,6 +17,7 @@ from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.runs.sizes import size_text
 from holdfast.state.diff import Diff
 from holdfast.state.flatten import needed_classes
+from holdfast.state.modules import with_states
 from holdfast.state.paths import dotted, printable
 from holdfast.state.statistics import Changes, TensorStats
 
@@ -115,7 +116,8 @@ def _records(subject: Subject) -> tuple[dict[int | None, Lines], str]:
     metadata = subject.document.metadata if subject.document is not None else {}
     if subject.run is None:
         step = subject.manifest.step if subject.manifest else None
-        return {step: record_lines(subject.tree, subject.manifest, metadata)}, ""
+        tree = with_states(subject.document.tree)[0] if subject.document is not None else None
+        return {step: record_lines(tree, subject.manifest, metadata)}, ""
     listed = subject.run.catalog.readable
     chosen = {one.step: one for one in spread(listed, RECORDS)}
     if subject.manifest is not None:

@@ -44,14 +44,14 @@ class Subject(msgspec.Struct):
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def tree(self) -> Tree:
-        """The tree, with the states of whole pickled modules in their place; None where nothing was read."""
-        return with_states(self.document.tree)[0] if self.document is not None else None
-
     def tensors(self) -> list[tuple[Path, StoredTensor]]:
         """Every stored tensor with its path, in order."""
-        return [(path, leaf) for path, leaf in leaves(self.tree) if isinstance(leaf, StoredTensor)]
+        return tensors_of(self.document.tree) if self.document is not None else []
+
+
+def tensors_of(tree: Tree) -> list[tuple[Path, StoredTensor]]:
+    """Every stored tensor of a tree with its path, in order; of whole pickled modules, those of their state."""
+    return [(path, leaf) for path, leaf in leaves(with_states(tree)[0]) if isinstance(leaf, StoredTensor)]
 
 
 @contextlib.contextmanager

@@ -35,10 +35,18 @@ function layerChange(rows, column) {
 
 function changesTab() {
   const { steps, note } = DATA.changes;
-  const layers = layersOf().map(([name, rows]) => ({ name, values: steps.slice(1).map((_, column) => layerChange(rows, column)) }));
+  const layers = layersOf().map(([name, rows]) => ({
+    name,
+    values: steps.slice(1).map((_, column) => layerChange(rows, column)),
+  }));
   const finite = layers.flatMap(({ values }) => values).filter((value) => value > 0 && Number.isFinite(value));
   const range = finite.length ? [Math.log10(Math.min(...finite)), Math.log10(Math.max(...finite))] : [0, 1];
-  const canvas = el("canvas", { class: "heat", role: "img", tabindex: 0, "aria-label": "Relative change of each layer between checkpoints" });
+  const canvas = el("canvas", {
+    class: "heat",
+    role: "img",
+    tabindex: 0,
+    "aria-label": "Relative change of each layer between checkpoints",
+  });
   const holder = el("div", { class: "heatbox" }, canvas);
   const place = { layers, range, width: 0 };
   const draw = (wide = place.width) => {
@@ -55,10 +63,29 @@ function changesTab() {
     if (changed.has("theme")) draw();
   });
   whenWide(holder, draw);
-  const legend = !finite.length ? null : el("span", { class: "legend" }, scaleLegend(amountColour, numberText(10 ** range[0], 2), numberText(10 ** range[1], 2)), el("span", { class: "key" }, el("i", { class: "dot none" }), "the same to the bit"));
-  return section("What changed between checkpoints", el("div", { class: "headline" },
-    el("p", { class: "muted" }, "The norm of each layer's change over its norm before, on a logarithmic scale. Click a layer for its tensors."), legend),
-  note ? el("p", { class: "note" }, note) : null, holder);
+  const legend = !finite.length
+    ? null
+    : el(
+        "span",
+        { class: "legend" },
+        scaleLegend(amountColour, numberText(10 ** range[0], 2), numberText(10 ** range[1], 2)),
+        el("span", { class: "key" }, el("i", { class: "dot none" }), "the same to the bit"),
+      );
+  return section(
+    "What changed between checkpoints",
+    el(
+      "div",
+      { class: "headline" },
+      el(
+        "p",
+        { class: "muted" },
+        "The norm of each layer's change over its norm before, on a logarithmic scale. Click a layer for its tensors.",
+      ),
+      legend,
+    ),
+    note ? el("p", { class: "note" }, note) : null,
+    holder,
+  );
 }
 
 function cellSize(place) {
@@ -113,7 +140,11 @@ function drawSteps(pen, { columns, label, wide, muted }) {
 function fitted(pen, name, room) {
   if (pen.measureText(name).width <= room) return name;
   let keep = name.length - 1;
-  while (keep > 3 && pen.measureText(`${name.slice(0, Math.ceil(keep / 2))}…${name.slice(-Math.floor(keep / 2))}`).width > room) keep -= 1;
+  while (
+    keep > 3 &&
+    pen.measureText(`${name.slice(0, Math.ceil(keep / 2))}…${name.slice(-Math.floor(keep / 2))}`).width > room
+  )
+    keep -= 1;
   return `${name.slice(0, Math.ceil(keep / 2))}…${name.slice(-Math.floor(keep / 2))}`;
 }
 
@@ -138,6 +169,13 @@ function changeTip(canvas, place, event) {
   if (cell.column < 0) return [cell.layer.name];
   const [from, to] = DATA.changes.steps.slice(cell.column, cell.column + 2);
   const value = cell.layer.values[cell.column];
-  const text = value === null ? "not known" : value === 0 ? "the same to the bit" : value === Infinity ? "from all zero" : `relative change ${numberText(value, 3)}`;
+  const text =
+    value === null
+      ? "not known"
+      : value === 0
+        ? "the same to the bit"
+        : value === Infinity
+          ? "from all zero"
+          : `relative change ${numberText(value, 3)}`;
   return [cell.layer.name, `step ${grouped(from)} → ${grouped(to)}: ${text}`];
 }

@@ -81,12 +81,24 @@ function lineChart(given) {
   const scale = scaleOf(numbers, log, height - CHART.bottom, CHART.top);
   const drawn = svg("g", null);
   const root = svg("svg", {
-    class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: 0,
+    class: "chart",
+    viewBox: `0 0 ${width} ${height}`,
+    width,
+    height,
+    role: "img",
+    tabindex: 0,
     "aria-label": given.label,
   });
   drawAxes(drawn, { scale, x, left, right, across, height, width });
   series.forEach(({ points, dash }, number) => {
-    drawn.append(svg("path", { class: "line", d: linePath(points, x, scale.place), stroke: seriesColour(number), "stroke-dasharray": dash }));
+    drawn.append(
+      svg("path", {
+        class: "line",
+        d: linePath(points, x, scale.place),
+        stroke: seriesColour(number),
+        "stroke-dasharray": dash,
+      }),
+    );
     for (const [step, value] of points) {
       if (!Number.isFinite(value)) drawGap(drawn, x(step), height, given.gapText ? given.gapText(step, value) : value);
       else drawMark(drawn, x(step), scale.place(value), marks.get(step), number, points.length < 2);
@@ -99,11 +111,15 @@ function lineChart(given) {
 }
 
 function drawAxes(into, { scale, x, left, right, across, height, width }) {
-  const digits = [3, 4, 5, 6].find((one) => new Set(scale.marks.map((mark) => numberText(mark, one))).size === scale.marks.length);
+  const digits = [3, 4, 5, 6].find(
+    (one) => new Set(scale.marks.map((mark) => numberText(mark, one))).size === scale.marks.length,
+  );
   for (const mark of scale.marks) {
     const y = scale.place(mark);
     into.append(svg("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
-    into.append(svg("text", { class: "tick", x: left - 8, y: y + 3.5, "text-anchor": "end" }, numberText(mark, digits)));
+    into.append(
+      svg("text", { class: "tick", x: left - 8, y: y + 3.5, "text-anchor": "end" }, numberText(mark, digits)),
+    );
   }
   const below = height - CHART.bottom;
   into.append(svg("line", { class: "axis", x1: left, x2: right, y1: below, y2: below }));
@@ -121,7 +137,15 @@ function drawGap(into, x, height, value) {
 }
 
 function drawMark(into, x, y, kind, number, alone) {
-  if (kind) into.append(svg("path", { class: `mark ${kind}`, d: MARKS[kind](x, y), stroke: seriesColour(number), fill: kind === "checkpoint" ? "var(--surface)" : seriesColour(number) }));
+  if (kind)
+    into.append(
+      svg("path", {
+        class: `mark ${kind}`,
+        d: MARKS[kind](x, y),
+        stroke: seriesColour(number),
+        fill: kind === "checkpoint" ? "var(--surface)" : seriesColour(number),
+      }),
+    );
   else if (alone) into.append(svg("circle", { cx: x, cy: y, r: 2.5, fill: seriesColour(number) }));
 }
 

@@ -10,14 +10,31 @@ function checkpointsSection() {
   const newest = [...checkpoints].reverse();
   const shown = newest.filter((one, at) => at < MOST_ROWS || one.best.length || one.pins.length);
   const rows = shown.map((one) => checkpointRow(one, names));
-  const table = el("table", { class: "plain checkpoints" },
-    el("thead", null, el("tr", null, head.map((text, at) => el("th", { scope: "col", class: numeric(at) ? "num" : "" }, text)))),
-    el("tbody", null, rows));
-  const said = Object.entries(rules).map(([name, text]) => el("span", { class: "rule" }, `${name} `, el("code", null, text)));
-  return section("Checkpoints",
+  const table = el(
+    "table",
+    { class: "plain checkpoints" },
+    el(
+      "thead",
+      null,
+      el(
+        "tr",
+        null,
+        head.map((text, at) => el("th", { scope: "col", class: numeric(at) ? "num" : "" }, text)),
+      ),
+    ),
+    el("tbody", null, rows),
+  );
+  const said = Object.entries(rules).map(([name, text]) =>
+    el("span", { class: "rule" }, `${name} `, el("code", null, text)),
+  );
+  return section(
+    "Checkpoints",
     el("p", { class: "muted" }, said, " ", resume.join("; "), "."),
     checkpoints.length ? el("div", { class: "wide" }, table) : el("p", { class: "note" }, "None yet."),
-    shown.length < newest.length ? el("p", { class: "note" }, `${grouped(newest.length - shown.length)} older checkpoints are left out.`) : null);
+    shown.length < newest.length
+      ? el("p", { class: "note" }, `${grouped(newest.length - shown.length)} older checkpoints are left out.`)
+      : null,
+  );
 }
 
 function checkpointRow(one, names) {
@@ -28,13 +45,28 @@ function checkpointRow(one, names) {
   ];
   const epoch = one.epoch === null ? "" : `${one.epoch}${one.batch ? `.${one.batch}` : ""}`;
   const best = (name) => one.best.some((rule) => rule.startsWith(`${name}:`));
-  const kept = el("td", { class: one.verdict === "kept" ? "" : "muted" }, one.verdict === "kept" ? "" : `${one.verdict}: `, one.reasons.join("; "));
-  const open = el("button", { type: "button", class: "link", onclick: () => go({ tab: "record", step: String(one.step) }) }, grouped(one.step));
-  return el("tr", null,
+  const kept = el(
+    "td",
+    { class: one.verdict === "kept" ? "" : "muted" },
+    one.verdict === "kept" ? "" : `${one.verdict}: `,
+    one.reasons.join("; "),
+  );
+  const open = el(
+    "button",
+    { type: "button", class: "link", onclick: () => go({ tab: "record", step: String(one.step) }) },
+    grouped(one.step),
+  );
+  return el(
+    "tr",
+    null,
     el("td", { class: "num" }, one.problem ? grouped(one.step) : open),
     el("td", { class: "num" }, epoch),
     el("td", { class: "nowrap", title: one.time ? timeText(one.time) : null }, one.time ? ageText(one.time) : ""),
     el("td", { class: "num" }, one.size === undefined ? "" : sizeText(one.size)),
-    names.map((name) => el("td", { class: best(name) ? "num strong" : "num" }, name in one.metrics ? numberText(one.metrics[name]) : "")),
-    el("td", null, marks), kept);
+    names.map((name) =>
+      el("td", { class: best(name) ? "num strong" : "num" }, name in one.metrics ? numberText(one.metrics[name]) : ""),
+    ),
+    el("td", null, marks),
+    kept,
+  );
 }

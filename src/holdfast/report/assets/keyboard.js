@@ -16,8 +16,20 @@ function showHelp() {
   const dialog = byId("help");
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "Keys"),
-    el("dl", { class: "keylist" }, KEYS.map(([keys, what]) => [el("dt", null, keys.split(" ").map((key) => el("kbd", null, key))), el("dd", null, what)]).flat()),
-    el("form", { method: "dialog" }, el("button", { class: "primary" }, "Close")));
+    el(
+      "dl",
+      { class: "keylist" },
+      KEYS.map(([keys, what]) => [
+        el(
+          "dt",
+          null,
+          keys.split(" ").map((key) => el("kbd", null, key)),
+        ),
+        el("dd", null, what),
+      ]).flat(),
+    ),
+    el("form", { method: "dialog" }, el("button", { class: "primary" }, "Close")),
+  );
   dialog.querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
     dialog.close();

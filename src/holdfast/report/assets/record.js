@@ -15,10 +15,28 @@ function recordAt(index) {
 function recordTab() {
   const { steps } = DATA.records;
   const many = steps.length > 1;
-  const options = () => [...steps.keys()].reverse().map((index) => el("option", { value: String(steps[index]) }, `step ${grouped(steps[index])}`));
-  const one = el("select", { "aria-label": "Checkpoint", onchange: (event) => go({ step: event.target.value }) }, options());
-  const other = el("select", { "aria-label": "Compared with", onchange: (event) => go({ with: event.target.value }) }, el("option", { value: "" }, "nothing"), options());
-  const filter = el("input", { type: "search", placeholder: "Search the record", "aria-label": "Search the record", autocomplete: "off", spellcheck: "false" });
+  const options = () =>
+    [...steps.keys()]
+      .reverse()
+      .map((index) => el("option", { value: String(steps[index]) }, `step ${grouped(steps[index])}`));
+  const one = el(
+    "select",
+    { "aria-label": "Checkpoint", onchange: (event) => go({ step: event.target.value }) },
+    options(),
+  );
+  const other = el(
+    "select",
+    { "aria-label": "Compared with", onchange: (event) => go({ with: event.target.value }) },
+    el("option", { value: "" }, "nothing"),
+    options(),
+  );
+  const filter = el("input", {
+    type: "search",
+    placeholder: "Search the record",
+    "aria-label": "Search the record",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   const body = el("div", { class: "record" });
   const place = (text) => steps.findIndex((step) => String(step) === text);
 
@@ -27,7 +45,9 @@ function recordTab() {
     const against = view.with ? place(view.with) : -1;
     one.value = String(steps[at]);
     other.value = against >= 0 ? view.with : "";
-    body.replaceChildren(...recordSections(recordAt(at), against >= 0 ? recordAt(against) : null, filter.value.toLowerCase()));
+    body.replaceChildren(
+      ...recordSections(recordAt(at), against >= 0 ? recordAt(against) : null, filter.value.toLowerCase()),
+    );
   }
 
   filter.addEventListener("input", draw);
@@ -35,8 +55,15 @@ function recordTab() {
     if (changed.has("step") || changed.has("with")) draw();
   });
   draw();
-  const choice = many ? [el("label", { class: "choice" }, "checkpoint ", one), el("label", { class: "choice" }, "compared with ", other)] : [];
-  return section("", el("div", { class: "headline" }, choice, filter), DATA.records.note ? el("p", { class: "note" }, DATA.records.note) : null, body);
+  const choice = many
+    ? [el("label", { class: "choice" }, "checkpoint ", one), el("label", { class: "choice" }, "compared with ", other)]
+    : [];
+  return section(
+    "",
+    el("div", { class: "headline" }, choice, filter),
+    DATA.records.note ? el("p", { class: "note" }, DATA.records.note) : null,
+    body,
+  );
 }
 
 function recordSections(lines, before, wanted) {
@@ -50,15 +77,38 @@ function recordSections(lines, before, wanted) {
     parts.get(part).push([path, text, old]);
   }
   const shown = [...parts].filter(([, rows]) => rows.length);
-  if (!shown.length) return [el("p", { class: "note" }, before ? "The two say the same." : "Nothing is recorded here.")];
+  if (!shown.length)
+    return [el("p", { class: "note" }, before ? "The two say the same." : "Nothing is recorded here.")];
   return shown.map(([part, rows]) => section(part, el("div", { class: "wide" }, recordTable(rows, Boolean(before)))));
 }
 
 function recordTable(rows, compared) {
   const cells = ([path, text, old]) => {
     if (!compared) return [el("td", { class: "mono" }, text)];
-    return [el("td", { class: old === undefined ? "muted" : "mono was" }, old === undefined ? "not there" : old), el("td", { class: text === undefined ? "muted" : "mono now" }, text === undefined ? "gone" : text)];
+    return [
+      el("td", { class: old === undefined ? "muted" : "mono was" }, old === undefined ? "not there" : old),
+      el("td", { class: text === undefined ? "muted" : "mono now" }, text === undefined ? "gone" : text),
+    ];
   };
-  const head = compared ? el("thead", null, el("tr", null, ["", "there", "here"].map((text) => el("th", { scope: "col" }, text)))) : null;
-  return el("table", { class: "plain pairs" }, head, el("tbody", null, rows.map((row) => el("tr", null, el("th", { scope: "row", class: "path" }, row[0]), cells(row)))));
+  const head = compared
+    ? el(
+        "thead",
+        null,
+        el(
+          "tr",
+          null,
+          ["", "there", "here"].map((text) => el("th", { scope: "col" }, text)),
+        ),
+      )
+    : null;
+  return el(
+    "table",
+    { class: "plain pairs" },
+    head,
+    el(
+      "tbody",
+      null,
+      rows.map((row) => el("tr", null, el("th", { scope: "row", class: "path" }, row[0]), cells(row))),
+    ),
+  );
 }

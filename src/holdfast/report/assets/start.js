@@ -23,7 +23,17 @@ function tabNames() {
 function makeTabs() {
   const bar = byId("tabs");
   for (const [name, title, , make] of shownViews()) {
-    const tab = el("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `view-${name}`, onclick: () => go({ tab: name }) }, title);
+    const tab = el(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${name}`,
+        "aria-controls": `view-${name}`,
+        onclick: () => go({ tab: name }),
+      },
+      title,
+    );
     const panel = el("div", { role: "tabpanel", id: `view-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
     made.set(name, { tab, panel, make, done: false });
     bar.append(tab);

@@ -14,9 +14,18 @@ function longTable(given) {
   let selected = -1;
   const head = el("div", { class: "row head", role: "row" });
   const space = el("div", { class: "space", role: "rowgroup" });
-  const scroller = el("div", {
-    class: `scroller ${given.class || ""}`, role: "grid", tabindex: 0, "aria-label": given.label, "aria-readonly": "true",
-  }, el("div", { class: "sticky", role: "rowgroup" }, head), space);
+  const scroller = el(
+    "div",
+    {
+      class: `scroller ${given.class || ""}`,
+      role: "grid",
+      tabindex: 0,
+      "aria-label": given.label,
+      "aria-readonly": "true",
+    },
+    el("div", { class: "sticky", role: "rowgroup" }, head),
+    space,
+  );
   const live = new Map();
 
   function draw() {
@@ -35,10 +44,18 @@ function longTable(given) {
 
   function add(at) {
     const number = order[at];
-    const row = el("div", {
-      class: number === selected ? "row selected" : "row", role: "row", "aria-rowindex": at + 2,
-      "aria-selected": number === selected ? "true" : "false",
-    }, given.cells(number).map((content, column) => el("div", { class: given.columns[column].class || "", role: "gridcell" }, content)));
+    const row = el(
+      "div",
+      {
+        class: number === selected ? "row selected" : "row",
+        role: "row",
+        "aria-rowindex": at + 2,
+        "aria-selected": number === selected ? "true" : "false",
+      },
+      given
+        .cells(number)
+        .map((content, column) => el("div", { class: given.columns[column].class || "", role: "gridcell" }, content)),
+    );
     row.style.top = `${at * ROW}px`;
     row.addEventListener("click", () => select(number));
     row.addEventListener("dblclick", () => given.onOpen && given.onOpen(number));
@@ -92,8 +109,12 @@ function longTable(given) {
     const sort = on ? (down ? "descending" : "ascending") : "none";
     const next = nextSort(key, text);
     const inside = sortable
-      ? el("button", { type: "button", onclick: () => given.onSort(next) }, title,
-        on ? el("span", { class: "arrow", "aria-hidden": "true" }, down ? "↓" : "↑") : null)
+      ? el(
+          "button",
+          { type: "button", onclick: () => given.onSort(next) },
+          title,
+          on ? el("span", { class: "arrow", "aria-hidden": "true" }, down ? "↓" : "↑") : null,
+        )
       : title;
     return el("div", { class: kind || "", role: "columnheader", "aria-sort": sort }, inside);
   }
@@ -101,7 +122,9 @@ function longTable(given) {
   scroller.addEventListener("scroll", draw, { passive: true });
   scroller.addEventListener("keydown", (event) => {
     const page = Math.max(Math.floor(scroller.clientHeight / ROW) - 2, 1);
-    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -order.length, End: order.length }[event.key];
+    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -order.length, End: order.length }[
+      event.key
+    ];
     if (by === undefined) return;
     event.preventDefault();
     move(by);

@@ -14,19 +14,28 @@ function statOf(name, at) {
   return row < 0 ? null : DATA.tensors.stats[name][row];
 }
 
-/** Words of a search, all of which must fit: parts of the name, with * for anything, dtype:, is:nan, is:inf, is:dead. */
+/** Words of a search, all of which must fit: parts of the name, * for anything, dtype:float, is:nan, is:dead. */
 function searchTest(text) {
-  const tests = text.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
-    if (word === "is:nan" || word === "is:inf") return (at) => statOf(word.slice(3), at) > 0;
-    if (word === "is:dead") return (at) => at in DATA.tensors.stats.dead;
-    if (word === "is:shared") return (at) => sharedWith(at).length > 0;
-    if (word.startsWith("dtype:")) return (at) => DATA.tensors.dtypes[DATA.tensors.dtype[at]].includes(word.slice(6));
-    if (word.includes("*")) {
-      const pattern = new RegExp(word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*"));
-      return (at) => pattern.test(lowerNames()[at]);
-    }
-    return (at) => lowerNames()[at].includes(word);
-  });
+  const tests = text
+    .toLowerCase()
+    .split(/\s+/)
+    .filter(Boolean)
+    .map((word) => {
+      if (word === "is:nan" || word === "is:inf") return (at) => statOf(word.slice(3), at) > 0;
+      if (word === "is:dead") return (at) => at in DATA.tensors.stats.dead;
+      if (word === "is:shared") return (at) => sharedWith(at).length > 0;
+      if (word.startsWith("dtype:")) return (at) => DATA.tensors.dtypes[DATA.tensors.dtype[at]].includes(word.slice(6));
+      if (word.includes("*")) {
+        const pattern = new RegExp(
+          word
+            .split("*")
+            .map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&"))
+            .join(".*"),
+        );
+        return (at) => pattern.test(lowerNames()[at]);
+      }
+      return (at) => lowerNames()[at].includes(word);
+    });
   return (at) => tests.every((test) => test(at));
 }
 
@@ -94,7 +103,12 @@ function tensorCells(at) {
 /** The name with its last part set off; all of it in the title, since a narrow column cuts it. */
 function nameParts(name) {
   const cut = name.lastIndexOf(".") + 1;
-  return el("span", { class: "path", title: name }, el("span", { class: "before" }, el("bdi", { dir: "ltr" }, name.slice(0, cut))), el("b", null, name.slice(cut)));
+  return el(
+    "span",
+    { class: "path", title: name },
+    el("span", { class: "before" }, el("bdi", { dir: "ltr" }, name.slice(0, cut))),
+    el("b", null, name.slice(cut)),
+  );
 }
 
 function flagsOf(at) {
@@ -108,15 +122,24 @@ function flagsOf(at) {
 
 function tensorsTab() {
   const search = el("input", {
-    type: "search", id: "search", placeholder: "Search: encoder*weight, dtype:bfloat16, is:nan", "aria-label": "Search tensors", autocomplete: "off", spellcheck: "false",
+    type: "search",
+    id: "search",
+    placeholder: "Search: encoder*weight, dtype:bfloat16, is:nan",
+    "aria-label": "Search tensors",
+    autocomplete: "off",
+    spellcheck: "false",
     oninput: (event) => go({ q: event.target.value }),
   });
   const count = el("span", { class: "muted" });
   const panel = el("aside", { class: "panel", "aria-label": "The selected tensor" });
   const numbers = new Map(DATA.tensors.names.map((name, at) => [name, at]));
   const table = longTable({
-    class: DATA.tensors.stats.of.length ? "tensors counted" : "tensors", label: "Tensors", columns: tensorColumns(), cells: tensorCells,
-    onSelect: (at) => go({ t: DATA.tensors.names[at] }), onSort: (sort) => go({ sort }),
+    class: DATA.tensors.stats.of.length ? "tensors counted" : "tensors",
+    label: "Tensors",
+    columns: tensorColumns(),
+    cells: tensorCells,
+    onSelect: (at) => go({ t: DATA.tensors.names[at] }),
+    onSort: (sort) => go({ sort }),
   });
   const body = el("div", { class: "split" }, table.node, panel);
 

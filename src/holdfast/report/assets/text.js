@@ -57,7 +57,12 @@ function sizeText(bytes) {
 
 /** 25.6 M: how many parameters. */
 function manyText(count) {
-  for (const [length, unit] of [[1e12, " T"], [1e9, " B"], [1e6, " M"], [1e3, " k"]]) {
+  for (const [length, unit] of [
+    [1e12, " T"],
+    [1e9, " B"],
+    [1e6, " M"],
+    [1e3, " k"],
+  ]) {
     if (count >= length) return `${Number((count / length).toPrecision(3))}${unit}`;
   }
   return String(count);
@@ -69,9 +74,13 @@ function numberText(value, digits = 4) {
   if (typeof value === "string") return { nan: "NaN", inf: "∞", "-inf": "−∞" }[value] || value;
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e5 || size < 1e-3
-    ? value.toExponential(Math.max(digits - 2, 1)).replace("e+", "e").replace(/\.0+e/, "e")
-    : String(Number(value.toPrecision(digits)));
+  const text =
+    size >= 1e5 || size < 1e-3
+      ? value
+          .toExponential(Math.max(digits - 2, 1))
+          .replace("e+", "e")
+          .replace(/\.0+e/, "e")
+      : String(Number(value.toPrecision(digits)));
   return text.replaceAll("-", "−");
 }
 
@@ -85,7 +94,11 @@ function percentText(share) {
 function ageText(time) {
   const seconds = (Date.now() - Date.parse(time)) / 1000;
   if (seconds < -60) return "in the future";
-  for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+  for (const [unit, length] of [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+  ]) {
     if (seconds >= length) return `${Math.floor(seconds / length)} ${unit} ago`;
   }
   return `${Math.max(Math.floor(seconds), 0)} s ago`;

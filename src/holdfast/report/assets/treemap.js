@@ -1,118 +1,27 @@
-// Bytes as areas, by the names in the tree: squarified after Bruls, Huizing and van Wijk, "Squarified Treemaps", 2000.
+// Bytes by the names in the tree: what is drawn, and how one goes into it and out again.
 
 const MAP_HEIGHT = 560;
-const COLOURINGS = ["dtype", "part", "std", "largest magnitude", "share of zeros"];
-
-/** The tree of names: {name, path, bytes, below: Map, tensor}. */
-function byteTree() {
-  const root = { name: "all", path: "", bytes: 0, below: new Map(), tensor: -1 };
-  DATA.tensors.names.forEach((name, at) => {
-    const bytes = DATA.tensors.bytes[at];
-    let node = root;
-    node.bytes += bytes;
-    let path = "";
-    for (const part of name.split(".")) {
-      path = path ? `${path}.${part}` : part;
-      if (!node.below.has(part)) node.below.set(part, { name: part, path, bytes: 0, below: new Map(), tensor: -1 });
-      node = node.below.get(part);
-      node.bytes += bytes;
-    }
-    node.tensor = at;
-  });
-  return root;
-}
-
-/** A node below which there is only one is that one, with both names. */
-function shortened(node) {
-  let [at, name] = [node, node.name];
-  while (at.below.size === 1 && at.tensor < 0) {
-    at = at.below.values().next().value;
-    name = `${name}.${at.name}`;
-  }
-  return { ...at, name };
-}
-
-/** Rectangles for nodes in a box: rows are filled while their shapes get squarer. */
-function squarified(nodes, box) {
-  const found = [];
-  const sorted = nodes.filter((node) => node.bytes > 0).sort((a, b) => b.bytes - a.bytes);
-  let { x, y, w, h } = box;
-  let total = sorted.reduce((sum, node) => sum + node.bytes, 0);
-  let at = 0;
-  while (at < sorted.length && w > 0.5 && h > 0.5) {
-    const side = Math.min(w, h);
-    const scale = (w * h) / total;
-    let [sum, best, count] = [0, Infinity, 0];
-    for (let next = at; next < sorted.length; next += 1) {
-      const grown = sum + sorted[next].bytes;
-      const thick = (grown * scale) / side;
-      const worst = Math.max(thick / ((sorted[next].bytes * scale) / thick), ((sorted[at].bytes * scale) / thick) / thick);
-      if (worst > best) break;
-      [sum, best, count] = [grown, worst, count + 1];
-    }
-    const thick = (sum * scale) / side;
-    let along = 0;
-    for (const node of sorted.slice(at, at + count)) {
-      const length = (node.bytes * scale) / thick;
-      found.push(w >= h ? { node, x, y: y + along, w: thick, h: length } : { node, x: x + along, y, w: length, h: thick });
-      along += length;
-    }
-    if (w >= h) [x, w] = [x + thick, w - thick];
-    else [y, h] = [y + thick, h - thick];
-    total -= sum;
-    at += count;
-  }
-  return found;
-}
-
-/** What colours a tensor, and the words beside the scale. */
-function colouring(name) {
-  const { dtype, dtypes, stats, names, bytes } = DATA.tensors;
-  if (name === "dtype" || name === "part") {
-    const keys = name === "dtype" ? dtypes : [...new Set(names.map((one) => one.split(".")[0]))];
-    const numbers = new Map(keys.map((key, number) => [key, number]));
-    const of = (at) => (name === "dtype" ? dtype[at] : numbers.get(names[at].split(".")[0]));
-    return { colour: (at) => softened(of(at)), legend: keys.slice(0, 8).map((key, number) => [key, cssColour(softened(number))]) };
-  }
-  const value = (row) => {
-    if (name === "share of zeros") return stats.count[row] ? stats.zeros[row] / stats.count[row] : null;
-    return name === "std" ? stats.std[row] : Math.max(Math.abs(stats.min[row]), Math.abs(stats.max[row]));
-  };
-  const log = name !== "share of zeros";
-  const raw = stats.of.map((_, row) => value(row)).filter((one) => one !== null && (!log || one > 0));
-  const [low, high] = log ? middleOf(stats.of.map((at, row) => [value(row), bytes[at]])) : [0, 1];
-  const f = log ? Math.log10 : (one) => one;
-  const share = (one) => (high > low ? (f(one) - f(low)) / (f(high) - f(low)) : 0.5);
-  const grey = channels(isDark() ? "#3a3f47" : "#d8d5ce");
-  const colour = (at) => {
-    const row = statsRow(at);
-    const one = row < 0 ? null : value(row);
-    return one === null || (log && !(one > 0)) ? grey : amountColour(share(one));
-  };
-  return { colour, scale: raw.length ? [numberText(low, 2), numberText(high, 2)] : null };
-}
-
-/** The values between which all but one part in fifty of the bytes lie at either end: few tensors don't set the scale. */
-function middleOf(weighted) {
-  const sorted = weighted.filter(([value]) => value > 0).sort((a, b) => a[0] - b[0]);
-  const total = sorted.reduce((sum, [, weight]) => sum + weight, 0);
-  let below = 0;
-  let [low, high] = [null, null];
-  for (const [value, weight] of sorted) {
-    below += weight;
-    if (low === null && below >= total * 0.02) low = value;
-    if (high === null && below >= total * 0.98) high = value;
-  }
-  return [low, high];
-}
 
 function bytesTab() {
   const root = byteTree();
   const crumbs = el("nav", { class: "crumbs", "aria-label": "Where in the tree" });
-  const choose = el("select", { "aria-label": "Colour by", onchange: (event) => go({ colour: event.target.value === "dtype" ? "" : event.target.value }) },
-    COLOURINGS.filter((_, at) => at < 2 || DATA.tensors.stats.of.length).map((name) => el("option", { value: name }, name)));
+  const choose = el(
+    "select",
+    {
+      "aria-label": "Colour by",
+      onchange: (event) => go({ colour: event.target.value === "dtype" ? "" : event.target.value }),
+    },
+    COLOURINGS.filter((_, at) => at < 2 || DATA.tensors.stats.of.length).map((name) =>
+      el("option", { value: name }, name),
+    ),
+  );
   const legend = el("span", { class: "legend" });
-  const canvas = el("canvas", { class: "map", tabindex: 0, role: "application", "aria-label": "Bytes by name as areas. Arrow keys move, Enter goes in, Escape goes out." });
+  const canvas = el("canvas", {
+    class: "map",
+    tabindex: 0,
+    role: "application",
+    "aria-label": "Bytes by name as areas. Arrow keys move, Enter goes in, Escape goes out.",
+  });
   const holder = el("div", { class: "mapbox" }, canvas);
   let boxes = [];
   let [width, chosen] = [0, 0];
@@ -134,10 +43,18 @@ function bytesTab() {
     canvas.style.height = `${MAP_HEIGHT}px`;
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    const paint = { pen, how: colouring(view.colour || "dtype"), line: themeColour("surface"), ink: themeColour("ink"), under: themeColour("sunken") };
+    const paint = {
+      pen,
+      how: colouring(view.colour || "dtype"),
+      line: themeColour("surface"),
+      ink: themeColour("ink"),
+      under: themeColour("sunken"),
+    };
     pen.clearRect(0, 0, width, MAP_HEIGHT);
     const node = zoomed();
-    boxes = node.below.size ? squarified([...node.below.values()].map(shortened), { x: 0, y: 0, w: width, h: MAP_HEIGHT }) : [{ node, x: 0, y: 0, w: width, h: MAP_HEIGHT }];
+    boxes = node.below.size
+      ? squarified([...node.below.values()].map(shortened), { x: 0, y: 0, w: width, h: MAP_HEIGHT })
+      : [{ node, x: 0, y: 0, w: width, h: MAP_HEIGHT }];
     for (const box of boxes) drawBox(paint, box, 0);
     if (document.activeElement === canvas && boxes[chosen]) {
       const box = boxes[chosen];
@@ -154,7 +71,16 @@ function bytesTab() {
     const parts = view.zoom ? view.zoom.split(".") : [];
     const node = zoomed();
     const trail = [el("button", { type: "button", class: "link", onclick: () => go({ zoom: "" }) }, "all")];
-    parts.forEach((part, at) => trail.push(" › ", el("button", { type: "button", class: "link", onclick: () => go({ zoom: parts.slice(0, at + 1).join(".") }) }, part)));
+    parts.forEach((part, at) =>
+      trail.push(
+        " › ",
+        el(
+          "button",
+          { type: "button", class: "link", onclick: () => go({ zoom: parts.slice(0, at + 1).join(".") }) },
+          part,
+        ),
+      ),
+    );
     return [...trail, el("span", { class: "muted" }, `  ${sizeText(node.bytes)}`)];
   }
 
@@ -172,8 +98,22 @@ function bytesTab() {
   canvas.addEventListener("click", (event) => open(under(event)));
   canvas.addEventListener("pointermove", (event) => {
     const box = under(event);
-    const count = box && box.node.below.size ? "click to go in" : box && box.node.tensor >= 0 ? `${shapeText(shapeOf(box.node.tensor))} ${DATA.tensors.dtypes[DATA.tensors.dtype[box.node.tensor]]}` : "";
-    tip(event, box ? [box.node.path, `${sizeText(box.node.bytes)}, ${percentText(box.node.bytes / (root.bytes || 1))} of all`, count] : null);
+    const count =
+      box && box.node.below.size
+        ? "click to go in"
+        : box && box.node.tensor >= 0
+          ? `${shapeText(shapeOf(box.node.tensor))} ${DATA.tensors.dtypes[DATA.tensors.dtype[box.node.tensor]]}`
+          : "";
+    tip(
+      event,
+      box
+        ? [
+            box.node.path,
+            `${sizeText(box.node.bytes)}, ${percentText(box.node.bytes / (root.bytes || 1))} of all`,
+            count,
+          ]
+        : null,
+    );
   });
   canvas.addEventListener("pointerleave", () => tip(null, null));
   canvas.addEventListener("focus", draw);
@@ -198,8 +138,16 @@ function bytesTab() {
     width = wide;
     draw();
   });
-  return section("", el("div", { class: "headline" }, crumbs, el("label", { class: "choice" }, "colour by ", choose), legend), holder,
-    el("p", { class: "muted" }, "Each area is as large as its bytes. Tensors that share memory are drawn each in full."));
+  return section(
+    "",
+    el("div", { class: "headline" }, crumbs, el("label", { class: "choice" }, "colour by ", choose), legend),
+    holder,
+    el(
+      "p",
+      { class: "muted" },
+      "Each area is as large as its bytes. Tensors that share memory are drawn each in full.",
+    ),
+  );
 }
 
 function legendOf(how) {
@@ -262,7 +210,8 @@ function drawName(pen, node, { x, y, w, h }, colour) {
   let text = node.name;
   const room = w - 10;
   if (pen.measureText(text).width > room) {
-    while (text.length > 1 && pen.measureText(`${text}…`).width > room) text = text.slice(0, Math.max(text.length - Math.ceil(text.length / 12), 1));
+    while (text.length > 1 && pen.measureText(`${text}…`).width > room)
+      text = text.slice(0, Math.max(text.length - Math.ceil(text.length / 12), 1));
     if (text.length < 2) return;
     text += "…";
   }
