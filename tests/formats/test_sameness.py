@@ -79,21 +79,22 @@ def test_one_place_is_the_same_without_reading() -> None:
     assert same_content(leaf, msgspec.structs.replace(leaf))
 
 
-@pytest.mark.parametrize(
-    ("shape", "stride", "data"),
-    [
-        ((3, 2), (1, 3), b"adbecf"),
-        ((2, 3), (3, 1), b"abcdef"),
-        ((4, 2), (0, 1), b"abababab"),
-        ((2, 2), (1, 1), b"abbc"),
-    ],
-)
-def test_other_strides_are_other_ways_to_lie(shape: tuple[int, ...], stride: tuple[int, ...], data: bytes) -> None:
-    rows = {b"adbecf": b"abcdef", b"abcdef": b"abcdef", b"ababab": b"ab", b"abbc": b"abc"}[data]
-    strided = stored(rows, shape, stride=stride)
-    assert same_content(strided, stored(data, shape))
-    assert content(strided) == content(stored(data, shape))
-    assert not same_content(strided, stored(data[::-1], shape)) or data == data[::-1]
+STRIDED = [
+    ((3, 2), (1, 3), b"abcdef", b"adbecf"),
+    ((2, 3), (3, 1), b"abcdef", b"abcdef"),
+    ((3, 2), (0, 1), b"ab", b"ababab"),
+    ((2, 2), (1, 1), b"abc", b"abbc"),
+]
+
+
+@pytest.mark.parametrize(("shape", "stride", "lies", "elements"), STRIDED)
+def test_other_strides_are_other_ways_to_lie(
+    shape: tuple[int, ...], stride: tuple[int, ...], lies: bytes, elements: bytes
+) -> None:
+    strided = stored(lies, shape, stride=stride)
+    assert same_content(strided, stored(elements, shape))
+    assert content(strided) == content(stored(elements, shape))
+    assert not same_content(strided, stored(elements[:-1] + b"x", shape))
 
 
 def test_a_digest_for_each_chunk_also_where_none_is_recorded() -> None:
