@@ -41,17 +41,17 @@ RUN = f"""\
             net(batch)
         run.end(epoch, val_loss=[0.9, 0.4, 0.5, 0.6][epoch])
 """
-MODEL = """\
+MODEL = '''\
 from pathlib import Path
 
-Path("model.py").write_text('''
+Path("model.py").write_text("""
 from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-''')
-"""
+""")
+'''
 _SIZE = r"[0-9.]+ [kM]B"
 _NUMBER = r"\d[\d.,]*(e-\d+)?"
 _AGE = r"[0-9]+ (s|min) ago"
@@ -161,10 +161,10 @@ holdfast.save({{"epoch": 3}}, "rest.pt")
     "path": Example(RUN, ("holdfast path runs/a@best",), "print(run.best.path)"),
     "pin": Example(RUN, ("holdfast pin runs/a@best paper", "holdfast path runs/a@pin:paper")),
     "prove": Example(
-        """\
+        '''\
 from pathlib import Path
 
-Path("train.py").write_text('''
+Path("train.py").write_text("""
 import torch, holdfast
 
 torch.manual_seed(0)
@@ -177,8 +177,8 @@ for epoch in run.epochs(2):
         optimizer.zero_grad()
         net(batch).square().mean().backward()
         optimizer.step()
-''')
-""",
+""")
+''',
         ("holdfast prove --kills 2 --seed 1 train.py",),
         one="a bit differs",
         runs=False,

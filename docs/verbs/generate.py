@@ -2,6 +2,7 @@
 
     python docs/verbs/generate.py          # all pages
     python docs/verbs/generate.py diff ls  # some
+    python docs/verbs/generate.py --keep   # all, with the output that they have
 
 A test compares the pages with what this would write. The output of examples is compared in a test that runs them,
 since some of it is another in each place.
@@ -111,7 +112,8 @@ def fresh_console(example: Example) -> str:
             match = _EXITS.search(command)
             if done.returncode != (int(match[1]) if match else 0):
                 raise SystemExit(f"{command}: exits {done.returncode}\n{done.stdout}{done.stderr}")
-            lines += [f"$ {command}", done.stdout.strip()]
+            printed = re.sub(r"(?<=Linux )(\d+\.\d+)\S*", r"\1", done.stdout)  # not the build of the writer's kernel
+            lines += [f"$ {command}", printed.strip()]
     return "\n".join(lines)
 
 
@@ -152,9 +154,10 @@ def _codes(example: Example | None) -> str:
 
 def main() -> None:
     """Writes the pages that are named, or all."""
-    for verb in sys.argv[1:] or VERBS:
+    keep = "--keep" in sys.argv
+    for verb in [one for one in sys.argv[1:] if one != "--keep"] or VERBS:
         example = EXAMPLES.get(verb)
-        console = None if example is None else fresh_console(example)
+        console = None if example is None else kept_console(verb) if keep else fresh_console(example)
         (HERE / f"{verb}.md").write_text(page(verb, console), encoding="utf-8")
     (HERE / "index.md").write_text(index(), encoding="utf-8")
 

@@ -280,3 +280,20 @@ def test_sizes_and_ages() -> None:
     assert [age_text(seconds) for seconds in (0, 59, 60, 3599, 7200, 200_000, -5, -3600)] == [
         "0 s ago", "59 s ago", "1 min ago", "59 min ago", "2 h ago", "2 d ago", "0 s ago", "in the future",
     ]  # fmt: skip
+
+
+def test_every_format_is_said_in_words() -> None:
+    from holdfast.cli.inspect import WHAT
+    from holdfast.formats import dcp, exported, index, legacy, npz, safetensors, tar, torchscript, torchzip
+    from holdfast.runs.checkpoint import Checkpoint
+
+    named = {one.NAME for one in (dcp, exported, legacy, npz, safetensors, tar, torchscript, torchzip)}
+    assert set(WHAT) == named | {index.ShardedContainer.format, Checkpoint.format}
+
+
+def test_inspect_says_who_wrote_it_in_words(holdfast: Holdfast, run: Path) -> None:
+    out = holdfast("inspect", run).out
+    assert "  a checkpoint of a run; holdfast wrote it, with a record of its objects\n" in out
+    file = run / step_name(30) / "model.safetensors"
+    assert "  a file of tensors and nothing that could run\n" in holdfast("inspect", file).out
+    assert json.loads(holdfast("inspect", file, "--json").out)["what"] == "a file of tensors and nothing that could run"

@@ -37,7 +37,8 @@ def measured(left: torch.Tensor, right: torch.Tensor) -> Numbers:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(differences, "_BLOCK", 7)
+    monkeypatch.setattr(differences, "_BLOCK", 14)
+    monkeypatch.setattr(differences, "_PART", 7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

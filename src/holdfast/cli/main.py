@@ -69,9 +69,7 @@ class Verbs(click.Group):
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(
-        f"holdfast: {printable(message)}", err=True
-    )  # arguments may be names of files, which the shell filled in
+    click.echo(f"holdfast: {printable(message)}", err=True)  # names of files that hold escapes are arguments too
     return code
 
 

@@ -16,17 +16,25 @@ from holdfast.serialization.kinds import live_dtype
 from holdfast.serialization.memory import view_memory
 from holdfast.state.diff import Numbers
 from holdfast.storage import meter
+from holdfast.storage.workers import run_jobs
 
 _BLOCK = 1 << 19
-"""Elements of each side in memory at a time."""
+"""Elements of each side that are read at a time."""
+_PART = 1 << 15
+"""Elements that are worked on at a time: in float64 they fit the cache, and torch uses one thread for them."""
 _LARGE = (torch.int64, torch.uint64)
 
 
 def numbers_of(pairs: Sequence[tuple[str, StoredTensor, StoredTensor]]) -> dict[str, Numbers]:
     """The numbers of many pairs by name, without those whose dtype has no arithmetic."""
     meter.begin("measuring", sum(left.spec.nbytes for _, left, _ in pairs))
-    found = ((name, numbers(left, right)) for name, left, right in pairs)
-    return {name: one for name, one in found if one is not None}
+    found: dict[str, Numbers | None] = dict.fromkeys(name for name, _, _ in pairs)
+
+    def measure(pair: tuple[str, StoredTensor, StoredTensor]) -> None:
+        found[pair[0]] = numbers(*pair[1:])
+
+    run_jobs(pairs, measure)
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def numbers(left: StoredTensor, right: StoredTensor) -> Numbers | None:
@@ -48,7 +56,8 @@ def numbers(left: StoredTensor, right: StoredTensor) -> Numbers | None:
         return None
     sums = _Sums(live_dtype(left.spec), live_dtype(right.spec))
     for ours, theirs in zip(_blocks(left), _blocks(right), strict=True):
-        sums.add(ours, theirs)
+        for part in zip(torch.split(ours, _PART), torch.split(theirs, _PART), strict=True):
+            sums.add(*part)
         meter.pass_by(ours.nbytes)
     return sums.result()
 
@@ -91,24 +100,32 @@ class _Sums:
         """Takes in the same elements of both."""
         left, right = _wide(ours), _wide(theirs)
         self._elements += left.numel()
-        exact = ours.dtype == theirs.dtype and ours.dtype in _LARGE  # float64 would round them
-        same = ours.view(torch.int64) == theirs.view(torch.int64) if exact else _equal(left, right)
-        self._differing += int((~same).sum())
-        for index, one in enumerate((left, right)):
-            self._nan[index] += int(one.isnan().sum())
-            self._infinite[index] += int(one.isinf().sum())
         self._cast(0, ours, right)
         self._cast(1, theirs, left)
-        finite = left.isfinite() & right.isfinite()
-        if not bool(finite.all()):
-            left, right = left[finite], right[finite]
         difference = right - left
-        self._difference += _squares(difference)
+        squares = _squares(difference)
+        if not math.isfinite(squares):
+            left, right, difference = self._finite(left, right)
+            squares = _squares(difference)
+        exact = ours.dtype == theirs.dtype and ours.dtype in _LARGE  # float64 would round them
+        unequal = ours.view(torch.int64) != theirs.view(torch.int64) if exact else difference
+        self._differing += int(unequal.count_nonzero())
+        self._difference += squares
         self._left += _squares(left)
         self._right += _squares(right)
         self._product += torch.vdot(*_alike(left, right)).item()
         if difference.numel():
-            self._largest = max(self._largest, float(difference.abs().max()))
+            self._largest = max(self._largest, float(torch.linalg.vector_norm(difference, math.inf)))
+
+    def _finite(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is finite on both sides, and its difference, after what is not has been counted."""
+        for index, one in enumerate((left, right)):
+            self._nan[index] += int(one.isnan().count_nonzero())
+            self._infinite[index] += int(one.isinf().count_nonzero())
+        finite = left.isfinite() & right.isfinite()
+        self._differing += int((~_equal(left, right) & ~finite).count_nonzero())
+        left, right = left[finite], right[finite]
+        return left, right, right - left
 
     def _cast(self, index: int, block: torch.Tensor, other: torch.Tensor) -> None:
         """Whether a side is still all that the other becomes."""

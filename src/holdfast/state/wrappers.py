@@ -62,6 +62,8 @@ def align_roots(left: Collection[str], right: Collection[str]) -> dict[str, str]
         {'fc.weight': 'model.fc.weight'}
     """
     found = align(left, right)
+    if len(found) == min(len(left), len(right)):
+        return found
     under_right, under_left = _part(left, right), _part(right, left)
     lead, votes = max(under_right, under_left, key=lambda one: one[1])
     if votes <= len(found):
