@@ -119,6 +119,8 @@ def test_a_selected_tensor_shows_its_numbers_and_pictures(look: Look, run_page: 
     assert looking.selected() == looking.rows()[2] == looking.where()["t"]
     looking.press("k")
     assert looking.selected() == looking.rows()[1]
+    active = looking.page.get_attribute("[role=grid]", "aria-activedescendant")
+    assert looking.page.get_attribute(f"[id='{active}']", "aria-selected") == "true"
     looking.page.locator(".row", has_text="broken").click()
     panel = looking.text("aside")
     assert "NaN\n1 (25.0%)" in panel

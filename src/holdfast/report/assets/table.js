@@ -5,7 +5,7 @@ const EXTRA = 8;
 
 /**
  * given.columns: [{key, title, class, sortable}]; given.cells(number): an array of cells; given.label: for readers;
- * given.onSelect(number), given.onOpen(number), given.onSort(key).
+ * given.onSelect(number), given.onSort(key).
  *
  * Returns {node, show(numbers), select(number), move(by), sorted(text), redraw()}.
  */
@@ -42,6 +42,10 @@ function longTable(given) {
     for (let at = first; at < last; at += 1) if (!live.has(at)) add(at);
   }
 
+  function rowId(number) {
+    return `${given.label.replaceAll(" ", "-")}-${number}`;
+  }
+
   function add(at) {
     const number = order[at];
     const row = el(
@@ -49,6 +53,7 @@ function longTable(given) {
       {
         class: number === selected ? "row selected" : "row",
         role: "row",
+        id: rowId(number),
         "aria-rowindex": at + 2,
         "aria-selected": number === selected ? "true" : "false",
       },
@@ -58,7 +63,6 @@ function longTable(given) {
     );
     row.style.top = `${at * ROW}px`;
     row.addEventListener("click", () => select(number));
-    row.addEventListener("dblclick", () => given.onOpen && given.onOpen(number));
     live.set(at, row);
     space.append(row);
   }
@@ -90,6 +94,8 @@ function longTable(given) {
     selected = number;
     reveal();
     redraw();
+    if (live.has(order.indexOf(number))) scroller.setAttribute("aria-activedescendant", rowId(number));
+    else scroller.removeAttribute("aria-activedescendant");
     if (!quiet && given.onSelect) given.onSelect(number);
   }
 
