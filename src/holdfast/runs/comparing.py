@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +23,8 @@ from holdfast.state.tree_view import value_nodes
 from holdfast.state.values import Tree
 from holdfast.storage import meter
 from holdfast.storage.workers import run_jobs
+
+Item = TypeVar("Item")
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -45,21 +48,23 @@ def contents(document: Document, name: str, container: Container | None = None) 
         container: where it came from, None for a tree in memory.
     """
     tree = with_states(document.tree)[0]
-    stored: dict[str, StoredTensor] = {}
-    for path, leaf in leaves(tree):
-        stored[_free(dotted(path), stored)] = leaf
-    values: dict[str, tuple[str, str]] = {}
-    for path, node, text in value_nodes(tree):
-        values[_free(dotted(path), values)] = repr(node), text
+    stored: dict[str, StoredTensor] = _by_name((dotted(path), leaf) for path, leaf in leaves(tree))
+    values = _by_name((dotted(path), (repr(node), text)) for path, node, text in value_nodes(tree))
     specs = {one: leaf.spec for one, leaf in stored.items()}
     return Contents(Side(name, specs, values, _facts(document, container), _ties(stored)), stored)
 
 
-def _free(name: str, taken: Mapping[str, object]) -> str:
-    """Keys that print the same, such as 0 and "0", stay two."""
-    while name in taken:
-        name += "'"
-    return name
+def _by_name(items: Iterable[tuple[str, Item]]) -> dict[str, Item]:
+    """Items by name; keys that print the same, such as 0 and "0", stay two: ``0`` and ``0'2``."""
+    found: dict[str, Item] = {}
+    times: Counter[str] = Counter()  # not a search: a file may have a hundred thousand keys that print the same
+    for name, item in items:
+        label = name
+        while label in found:
+            times[name] += 1
+            label = f"{name}'{times[name] + 1}"
+        found[label] = item
+    return found
 
 
 def _facts(document: Document, container: Container | None) -> dict[str, dict[str, tuple[str, str]]]:

@@ -54,12 +54,10 @@ def summary_text(diff: Diff) -> str:
         )
         if found
     ]
-    values = (
-        [f"{_count(len(diff.values), 'value')} {'differs' if len(diff.values) == 1 else 'differ'}"]
-        if diff.values
-        else []
-    )
-    return ", ".join([*counts, f"{_count(len(diff.same), 'tensor')} the same", *values])
+    counts.append(f"{_count(len(diff.same), 'tensor')} the same")
+    if diff.values:
+        counts.append(f"{_count(len(diff.values), 'value')} {'differs' if len(diff.values) == 1 else 'differ'}")
+    return ", ".join(counts)
 
 
 def _count(number: int, word: str) -> str:
