@@ -26,6 +26,7 @@ from holdfast.errors import (
 )
 from holdfast.runs.catalog import scan
 from holdfast.runs.run_file import read_run_file
+from holdfast.training.resuming import Position
 
 ITEMS = [torch.full((2,), float(number)) for number in range(5)]
 
@@ -63,7 +64,7 @@ def equal(left: nn.Module, right: nn.Module) -> bool:
 def test_an_empty_folder_starts_fresh_and_is_made(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **parts()) as run:
         assert run.resume() is None
-        assert run.position == holdfast.Position(epoch=0, step=0, batch=0)
+        assert run.position == Position(epoch=0, step=0, batch=0)
     assert run_dir.is_dir()
 
 
@@ -71,7 +72,7 @@ def test_a_second_process_goes_on_where_the_first_ended(run_dir: Path) -> None:
     first = train(run_dir, 2)
     fresh = parts(seed=9)
     with holdfast.Run(run_dir, **fresh) as run:
-        assert run.resume() == holdfast.Position(epoch=2, step=10, batch=0)
+        assert run.resume() == Position(epoch=2, step=10, batch=0)
         assert list(run.epochs(2)) == []
     assert equal(fresh["model"], first["model"])
     momentum = [next(iter(objects["optimizer"].state.values()))["momentum_buffer"] for objects in (fresh, first)]
@@ -186,7 +187,7 @@ def test_several_models_and_optimizers(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **first) as run:
         run.save(step=3)
     with holdfast.Run(run_dir, **second) as run:
-        assert run.resume() == holdfast.Position(epoch=0, step=3, batch=0)
+        assert run.resume() == Position(epoch=0, step=3, batch=0)
     assert equal(first["G"], second["G"])
     assert equal(first["D"], second["D"])
 
@@ -195,7 +196,7 @@ def test_an_own_loop_says_where_it_is(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **parts()) as run:
         committed = run.save(step=100, epoch=2, metrics={"loss": torch.tensor(0.25)})
         assert committed.path.endswith("step-00000100")
-        assert run.position == holdfast.Position(epoch=2, step=100, batch=0)
+        assert run.position == Position(epoch=2, step=100, batch=0)
     manifest = json.loads((run_dir / "step-00000100" / "manifest.json").read_text())
     assert manifest["metrics"] == {"loss": 0.25}
     assert {"holdfast", "torch", "python", "host"} <= manifest["environment"].keys()
@@ -261,7 +262,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_loudly(
     damage(run_dir / "step-00000010" / file)
     fresh = parts(seed=3)
     with caplog.at_level(logging.WARNING, "holdfast"), holdfast.Run(run_dir, **fresh) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert torch.equal(fresh["model"].weight, good)
     assert "step 10 is damaged and was set aside in quarantine/" in caplog.text
     assert json.loads((run_dir / "quarantine" / "step-00000010" / "reason.json").read_text())["reason"]
@@ -283,14 +284,14 @@ def test_a_step_folder_without_a_manifest_is_set_aside(run_dir: Path) -> None:
     train(run_dir, 1)
     (run_dir / "step-00000099").mkdir()
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
 
 
 def test_a_partial_is_never_loaded_and_cleaned_by_the_next_writer(run_dir: Path) -> None:
     train(run_dir, 1)
     shutil.copytree(run_dir / "step-00000005", run_dir / ".step-00000007.partial")
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert not (run_dir / ".step-00000007.partial").exists()
 
 
@@ -398,7 +399,7 @@ def test_a_damaged_run_file_does_not_stop_a_resume(run_dir: Path, caplog: pytest
     run_id = scan(run_dir).readable[0].manifest.run
     (run_dir / "run.json").write_text("{")
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert "it is written anew" in caplog.text
     found = read_run_file(run_dir)
     assert found is not None
