@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.runs.listing import listing, metric_names, sparkline, trend_text
-from holdfast.runs.run_file import RunFile, write_run_file
+from holdfast.runs.run_file import EpochMetrics, RunFile, write_run_file
 from holdfast.runs.standing import Standing, scan_run, standing
 from tests.runs.hand_made import NOON, commit
 
@@ -57,6 +57,14 @@ def test_the_metric_that_decides_comes_first(tmp_path: Path) -> None:
 def test_without_a_rule_the_first_metric_with_two_numbers_is_drawn(tmp_path: Path) -> None:
     run = run_with(tmp_path, {"a": NAN, "b": 1.0, "c": None}, {"a": 1.0, "b": NAN, "c": 3.0}, {"b": 0.5})
     assert trend_text(run) == "b  █ ▁  1 -> 0.5"
+
+
+def test_epochs_whose_checkpoints_are_gone_are_drawn_too(tmp_path: Path) -> None:
+    commit(tmp_path, 3, {"epoch": 3}, metrics={"loss": 1.0})
+    commit(tmp_path, 4, {"epoch": 4}, metrics={"loss": 2.0})
+    gone = (EpochMetrics(1, 0, {"loss": 3.0}), EpochMetrics(3, 2, {"loss": 9.0}))
+    write_run_file(tmp_path, RunFile("abc123", NOON, uncommitted=(EpochMetrics(2, 1, {"loss": 2.0}),), pruned=gone))
+    assert trend_text(standing(scan_run(tmp_path), NOON)) == "loss  █▅▁▅  3 -> 2"
 
 
 def test_one_number_makes_no_line(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def run_data(run: Standing) -> dict[str, Any]:
         "rules": _rules(file),
         "best": [{"rule": printable(str(rule)), "step": top.step if top else None} for rule, top in run.best],
         "checkpoints": [_checkpoint(run, listed) for listed in catalog.checkpoints],
-        "history": [_point(line.step, line.epoch, line.metrics) for line in file.uncommitted] if file else [],
+        "history": [_point(line.step, line.epoch, line.metrics) for line in run.history],
         "resume": [printable(reason) for reason in choose_resume(catalog).reasons],
         "size": catalog.size,
         "budget": run.rules.budget,

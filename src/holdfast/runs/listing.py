@@ -72,16 +72,23 @@ def trend_text(run: Standing, *, blocks: bool = True) -> str | None:
     """The metric that decides, or the first, over the steps: ``val_loss ▇▅▃▁ 0.9 -> 0.2``; None without two numbers.
 
     Args:
-        run: its checkpoints.
+        run: its checkpoints, and what is left of those that are gone.
         blocks: whether the reader's terminal has the characters; else it is ASCII.
     """
     for name in metric_names(run):
-        values = [metric_of(one, name) for one in run.catalog.readable]
+        values = _over_the_steps(run, name)
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if len(numbers) > 1:
             line = sparkline(values, _BLOCKS if blocks else _LETTERS)
             return f"{printable(name[:30])}  {line}  {numbers[0]:.4g} -> {numbers[-1]:.4g}"
     return None
+
+
+def _over_the_steps(run: Standing, name: str) -> list[float | None]:
+    """A metric by step, of the epochs that have no checkpoint too."""
+    points = [(one.step, metric_of(one, name)) for one in run.catalog.readable]
+    points += [(line.step, line.metrics.get(name)) for line in run.history]
+    return [value for _, value in sorted(points, key=lambda point: point[0])]
 
 
 def sparkline(values: Sequence[float | None], heights: str = _BLOCKS) -> str:
