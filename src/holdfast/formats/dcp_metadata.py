@@ -136,7 +136,7 @@ class _Reader:
     def _sizes(self, tree: Tree, what: str) -> tuple[int, ...]:
         numbers = tree.payload if type(tree) is Typed and tree.kind in ("torch.Size", "tuple") else None
         if type(numbers) is not list or not all(type(number) is int and number >= 0 for number in numbers):
-            self._lie(f"{what} that is {numbers!r:.100}")
+            self._lie(f"{what} is {numbers!r:.100}, no tuple of integers of at least 0")
         return tuple(numbers)
 
     def _fields(self, tree: Tree, name: str) -> dict[str, Any]:
