@@ -248,9 +248,9 @@ def test_a_model_that_is_random_in_eval_is_refused(tmp_path: Path, left: Left, n
     [
         (None, "export needs an example of the inputs"),
         ([torch.ones(1)], "example= is a list; give a tensor, a tuple"),
-        ((torch.ones(2, 3, 8, 8), 1), r"Net\.forward.* does not take it: too many positional arguments"),
+        ((torch.ones(2, 3, 8, 8), 1), r"example=: Net\.forward.* does not take it: too many positional arguments"),
         ({"pictures": torch.ones(1)}, r"Net\.forward.* does not take it: missing a required argument: 'images'"),
-        (torch.ones(2, 5), "Net does not take it: RuntimeError: "),
+        (torch.ones(2, 5), "example=: Net does not take it: RuntimeError: "),
         ((3,), "has no tensor in it"),
         ({"images": object()}, r"`args\.0` is a object; tensors, plain values"),
         (torch.ones(2, 2, device="meta"), r"`args\.0` is a tensor without values \(meta\)"),
@@ -343,8 +343,53 @@ def test_script_by_name_does_not_fall_back(tmp_path: Path, left: Left) -> None:
     example = {"x": torch.randn(2, 4), "unused": torch.ones(3), "pair": {"a": torch.ones(4)}}
     with pytest.raises(UnsupportedValue, match=r"torch\.jit\.script does not take this model: .*torchscript-trace"):
         holdfast.export(Many(), tmp_path / "m.ts", example=example, format="torchscript-script")
-    with pytest.raises(UnsupportedValue, match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*\.pt2"):
+    with pytest.raises(UnsupportedValue, match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*The successor may: name the"):
         holdfast.export(Many(), tmp_path / "m.ts", example=example)
+    assert left(tmp_path) == []
+
+
+class Scaling(nn.Module):
+    def forward(self, *inputs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return inputs[0] * scale
+
+
+def test_a_trace_takes_no_open_list_beside_names() -> None:
+    example = example_of(Scaling(), {"scale": torch.ones(3)})
+    example.args = (torch.ones(3),)
+    with pytest.raises(TypeError, match=r"torch\.jit\.trace takes no \*args together with keyword arguments"):
+        _trace(Scaling(), example)
+
+
+class Bessel(nn.Module):
+    """An operator that torch.export knows and ONNX does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_what_onnx_does_not_take_is_said(tmp_path: Path, left: Left) -> None:
+    with pytest.raises(UnsupportedValue, match=r"torch\.onnx does not take this model: .*\.pt2 needs no operators of ONNX"):
+        holdfast.export(Bessel(), tmp_path / "m.onnx", example=torch.ones(3))
+    assert left(tmp_path) == []
+
+
+def test_what_an_exporter_leaves_out_or_spoils_is_not_written(
+    tmp_path: Path, left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(*_: Any, **__: Any) -> Any:
+        raise onnx.checker.ValidationError("Field 'op_type' of 'node' is required to be non-empty.")
+
+    with monkeypatch.context() as patch, pytest.raises(UnsupportedValue, match="onnx.checker does not take this model"):
+        patch.setattr(onnx.checker, "check_model", spoiled)
+        holdfast.export(nn.Linear(4, 2), tmp_path / "m.onnx", example=torch.ones(3, 4))
+    with monkeypatch.context() as patch, pytest.raises(UnsupportedValue, match="torch.onnx left out inputs or outputs"):
+        patch.setattr(torch.onnx, "export", lambda *_, **__: None)
+        holdfast.export(nn.Linear(4, 2), tmp_path / "m.onnx", example=torch.ones(3, 4))
+    with monkeypatch.context() as patch, pytest.raises(
+        UnsupportedValue, match=r"torch\.export\.save does not take this model: .*Answer with tensors, tuples, lists and"
+    ):
+        patch.setattr(torch.export, "save", spoiled)
+        holdfast.export(nn.Linear(4, 2), tmp_path / "m.pt2", example=torch.ones(3, 4))
     assert left(tmp_path) == []
 
 

@@ -305,7 +305,7 @@ def test_an_error_at_every_call(tmp_path: Path, save: Save, fault: Fault, code: 
 
 def test_a_full_disk_is_told_with_numbers(tmp_path: Path) -> None:
     prepare(tmp_path)
-    with pytest.raises(StorageError, match=r"4,000 bytes were to be written, [\d,]+ bytes are free") as caught:
+    with pytest.raises(StorageError, match=r"4,000 bytes were to be written, [\d,]+ bytes are free; make room and save") as caught:
         save_file(tmp_path, Failing(3, errno.ENOSPC))
     assert "what was there before is unchanged" in str(caught.value)
     assert caught.value.file == str(tmp_path / "model.pt")
