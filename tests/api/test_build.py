@@ -214,6 +214,6 @@ def test_a_damaged_probe_is_said_and_no_more(probe: Any) -> None:
     from holdfast.objects.probe import probe_inputs, replay
 
     if not isinstance(probe, dict) or "outputs" not in probe:
-        with pytest.raises(CorruptFile, match="`f.pt`: its probe is damaged: "):
+        with pytest.raises(CorruptFile, match=r"`f.pt`: its probe is damaged: "):
             probe_inputs(probe, "f.pt")
     assert replay(Dropping(), probe).startswith("the probe in the file is damaged and was not replayed: ")

@@ -343,21 +343,12 @@ def test_script_by_name_does_not_fall_back(tmp_path: Path, left: Left) -> None:
     example = {"x": torch.randn(2, 4), "unused": torch.ones(3), "pair": {"a": torch.ones(4)}}
     with pytest.raises(UnsupportedValue, match=r"torch\.jit\.script does not take this model: .*torchscript-trace"):
         holdfast.export(Many(), tmp_path / "m.ts", example=example, format="torchscript-script")
-    with pytest.raises(UnsupportedValue, match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*The successor may: name the"):
+    with pytest.raises(
+        UnsupportedValue,
+        match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*The successor may: name the",
+    ):
         holdfast.export(Many(), tmp_path / "m.ts", example=example)
     assert left(tmp_path) == []
-
-
-class Scaling(nn.Module):
-    def forward(self, *inputs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return inputs[0] * scale
-
-
-def test_a_trace_takes_no_open_list_beside_names() -> None:
-    example = example_of(Scaling(), {"scale": torch.ones(3)})
-    example.args = (torch.ones(3),)
-    with pytest.raises(TypeError, match=r"torch\.jit\.trace takes no \*args together with keyword arguments"):
-        _trace(Scaling(), example)
 
 
 class Bessel(nn.Module):
@@ -368,28 +359,32 @@ class Bessel(nn.Module):
 
 
 def test_what_onnx_does_not_take_is_said(tmp_path: Path, left: Left) -> None:
-    with pytest.raises(UnsupportedValue, match=r"torch\.onnx does not take this model: .*\.pt2 needs no operators of ONNX"):
+    with pytest.raises(
+        UnsupportedValue, match=r"torch\.onnx does not take this model: .*\.pt2 needs no operators of ONNX"
+    ):
         holdfast.export(Bessel(), tmp_path / "m.onnx", example=torch.ones(3))
     assert left(tmp_path) == []
 
 
-def test_what_an_exporter_leaves_out_or_spoils_is_not_written(
-    tmp_path: Path, left: Left, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def spoiled(*_: Any, **__: Any) -> Any:
-        raise onnx.checker.ValidationError("Field 'op_type' of 'node' is required to be non-empty.")
+def spoiled(*_: Any, **__: Any) -> Any:
+    raise onnx.checker.ValidationError("Field 'op_type' of 'node' is required to be non-empty.")
 
-    with monkeypatch.context() as patch, pytest.raises(UnsupportedValue, match="onnx.checker does not take this model"):
-        patch.setattr(onnx.checker, "check_model", spoiled)
-        holdfast.export(nn.Linear(4, 2), tmp_path / "m.onnx", example=torch.ones(3, 4))
-    with monkeypatch.context() as patch, pytest.raises(UnsupportedValue, match="torch.onnx left out inputs or outputs"):
-        patch.setattr(torch.onnx, "export", lambda *_, **__: None)
-        holdfast.export(nn.Linear(4, 2), tmp_path / "m.onnx", example=torch.ones(3, 4))
-    with monkeypatch.context() as patch, pytest.raises(
-        UnsupportedValue, match=r"torch\.export\.save does not take this model: .*Answer with tensors, tuples, lists and"
-    ):
-        patch.setattr(torch.export, "save", spoiled)
-        holdfast.export(nn.Linear(4, 2), tmp_path / "m.pt2", example=torch.ones(3, 4))
+
+@pytest.mark.parametrize(
+    ("name", "what", "does", "message"),
+    [
+        ("m.onnx", "onnx.checker.check_model", spoiled, r"onnx\.checker does not take this model"),
+        ("m.onnx", "torch.onnx.export", lambda *_, **__: None, r"torch\.onnx left out inputs or outputs of this model"),
+        ("m.pt2", "torch.export.save", spoiled, r"torch\.export\.save does not take this model: .*Answer with tensors"),
+    ],
+    ids=range(3),
+)
+def test_what_an_exporter_leaves_out_or_spoils_is_not_written(
+    tmp_path: Path, left: Left, monkeypatch: pytest.MonkeyPatch, name: str, what: str, does: Any, message: str
+) -> None:
+    monkeypatch.setattr(what, does)
+    with pytest.raises(UnsupportedValue, match=message):
+        holdfast.export(nn.Linear(4, 2), tmp_path / name, example=torch.ones(3, 4))
     assert left(tmp_path) == []
 
 
@@ -422,3 +417,10 @@ def test_every_error_is_of_holdfast(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(holdfast.HoldfastError, match="is a folder; name a file inside it"):
         holdfast.export(nn.Linear(2, 2), folder, example=torch.ones(1, 2))
+
+
+def test_a_file_that_is_less_exact_than_asked_for_is_not_written(tmp_path: Path, left: Left) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Softmax(-1))
+    with pytest.raises(MismatchError, match="if that is near enough for you, give tolerance=; nothing was written"):
+        holdfast.export(model, tmp_path / "m.onnx", example=torch.randn(8, 64), tolerance=0)
+    assert left(tmp_path) == []

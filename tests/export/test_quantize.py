@@ -292,7 +292,10 @@ def test_torchao_is_asked_for_by_its_extra(without: Callable[[str], None], tmp_p
 def test_an_old_torchao_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module("torchao.quantization")
     monkeypatch.delattr(real, "Int8WeightOnlyConfig")
-    with pytest.raises(MissingExtra, match=r"torchao .* has no Int8WeightOnlyConfig, which int8-weight-only needs: pip install -U .holdfast\[quant\]"):
+    with pytest.raises(
+        MissingExtra,
+        match=r"torchao .* has no Int8WeightOnlyConfig, which int8-weight-only needs: pip install -U .holdfast",
+    ):
         holdfast.quantize(Mlp(), "int8-weight-only")
 
 

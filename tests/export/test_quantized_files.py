@@ -422,7 +422,12 @@ def setting(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 LIES: list[tuple[str, Any, type[Exception], str]] = [
-    ("recipe", "int2-magic\x1b[2J", CorruptFile, r"was quantized by the recipe 'int2-magic\\+x1b\[2J', unknown to this version"),
+    (
+        "recipe",
+        "int2-magic\x1b[2J",
+        CorruptFile,
+        r"was quantized by the recipe 'int2-magic\\+x1b\[2J', unknown to this version",
+    ),
     ("recipe", 8, CorruptFile, "what it records of its quantization is damaged"),
     ("recipe", "static-int8", MismatchError, "`body.0` is a quantized"),
     ("recipe", "int8-weight-only", MismatchError, "can't be quantized as the file was|does not fit"),
@@ -448,6 +453,14 @@ LIES: list[tuple[str, Any, type[Exception], str]] = [
 def test_a_record_that_lies_is_refused(key: str, value: Any, error: Any, told: str, tmp_path: Path) -> None:
     file = with_record(made("dynamic-int8", "Mlp").module, tmp_path / "q.pt", setting(key, value))
     with pytest.raises(error, match=told):
+        holdfast.build(file, factory=Mlp)
+
+
+def test_a_record_of_fewer_layers_than_its_recipe_makes_is_refused(tmp_path: Path) -> None:
+    file = with_record(
+        made("static-int8", "Mlp").module, tmp_path / "q.pt", lambda record: record["quantized"]["layers"].pop("head")
+    )
+    with pytest.raises(MismatchError, match="`head` would be quantized too, which the file does not say"):
         holdfast.build(file, factory=Mlp)
 
 

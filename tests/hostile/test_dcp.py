@@ -177,7 +177,9 @@ LIES: dict[str, tuple[Callable[[Metadata], Any], type[FormatError], str]] = {
     "an absolute path": (lambda m: place(m, relative_path="/etc/passwd"), RefusedFile, "shards must be plain names"),
     "past the end": (lambda m: place(m, length=10**9), CorruptFile, "should end at byte 1,000,000,000, the file ends"),
     "an offset past the end": (lambda m: place(m, offset=2**62), CorruptFile, "should end at byte 4,611,686,0"),
-    "nothing": (lambda m: place(m, length=0), UnknownFormat, "`w` is no file of torch.save, which is not read; load it with torch.distributed"),
+    "nothing": (
+        lambda m: place(m, length=0), UnknownFormat, "`w` is no file of torch.save, which is not read; load it with",
+    ),
     "transformed": (
         lambda m: place(m, transform_descriptors=["zstd"]), UnknownFormat, "`w` went through ['zstd'], which is not",
     ),

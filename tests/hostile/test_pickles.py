@@ -391,7 +391,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     ),
     "a size without end": (tensor(size=HUGE + b"\x85"), "at least 0"),
     "sizes without strides": (tensor(stride=b")"), "1 sizes but 0 strides"),
-    "65 dimensions": (tensor(size=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"), "a tensor of 65 dimensions; 64 is the most: corrupt"),
+    "65 dimensions": (
+        tensor(size=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"),
+        "a tensor of 65 dimensions; 64 is the most: corrupt",
+    ),
     "a storage of another length": (tensor(numel=b"K\x3f"), "no storage 0 of 252 bytes"),
     "a storage of another dtype": (tensor(cls=b"ctorch\nDoubleStorage\n"), "no storage 0 of 512 bytes"),
     "a storage that is not there": (tensor(key=b"X\x01\x00\x00\x001"), "no storage 1"),

@@ -20,8 +20,8 @@ import torch
 
 import holdfast
 from holdfast.cli.main import main
-from holdfast.errors import CorruptFile, HoldfastError, RefusedFile
-from holdfast.export.loading import rebuilt
+from holdfast.errors import ArgumentError, CorruptFile, HoldfastError, RefusedFile
+from holdfast.export.loading import load_program, rebuilt
 from holdfast.formats.detect import open_container
 from holdfast.formats.exported import Exported
 from holdfast.serialization.devices import Placement
@@ -234,7 +234,10 @@ LIES: dict[str, tuple[Callable[[plants.Program], Any], str]] = {
     "no samples of a call": (with_member(plants.SAMPLES, plants.saved([1])), r"are no pair of arguments and keywords"),
     "samples with odd keywords": (with_member(plants.SAMPLES, plants.saved(((1,), 1))), r"the keywords of the sample"),
     "samples with odd keys": (with_member(plants.SAMPLES, plants.saved((({1.5: 1},), {}))), r"has a key of type float"),
-    "deep samples": (with_member(plants.SAMPLES, plants.saved(((nested(70),), {}))), r"the sample inputs are nested too deeply"),
+    "deep samples": (
+        with_member(plants.SAMPLES, plants.saved(((nested(70),), {}))),
+        r"the sample inputs are nested too deeply",
+    ),
     "a range of too many symbols": (
         with_json(lambda j: j["range_constraints"].update({"u99999999": {"min_val": 0, "max_val": 1}})),
         r"is no symbol that may have a range",
@@ -351,6 +354,15 @@ def test_json_past_the_stack_is_refused(honest: bytes) -> None:
     assert "is nested too deeply" in str(found)
 
 
+def test_a_file_without_a_program_is_said_to_have_none() -> None:
+    stream = io.BytesIO(plants.saved({"w": torch.ones(1)}))
+    with (
+        open_container(MemorySource(stream.getvalue()), "w.pt") as container,
+        pytest.raises(ArgumentError, match=r"`w\.pt`: holds no program"),
+    ):
+        load_program(container, None, (), mode="eval")
+
+
 def test_what_was_refused_is_given_to_torch_by_nobody(honest: bytes) -> None:
     program = plants.Program(honest)
     with_json(lambda j: j["graph_module"]["graph"]["nodes"][-1].update(name="a b"))(program)
@@ -364,6 +376,9 @@ def test_json_that_makes_no_sense_is_an_error_of_ours(honest: bytes) -> None:
     program = plants.Program(honest)
     program.graph["nodes"][0]["inputs"][0]["arg"]["as_tensor"]["name"] = "nobody"
     with pytest.raises(HoldfastError, match=r"is harmful, but torch .* can't load it: KeyError: 'nobody'"):
+        holdfast.build(io.BytesIO(program.data()))
+    del program.json["torch_version"]
+    with pytest.raises(HoldfastError, match="; it was written by torch of an unknown version"):
         holdfast.build(io.BytesIO(program.data()))
 
 

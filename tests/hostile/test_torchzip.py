@@ -173,7 +173,11 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
         CorruptFile,
         "overlaps what follows",
     ),
-    "a record past the end": (lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\x7f"), CorruptFile, "overlaps another record"),
+    "a record past the end": (
+        lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\x7f"),
+        CorruptFile,
+        "overlaps another record",
+    ),
     "a zip64 entry without its field": (
         lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\xff"),
         CorruptFile,
@@ -199,7 +203,11 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
         UnknownFormat,
         r"torch\.export archive \(\.pt2\); torch\.export\.load reads it; its weights are no tree of torch\.save",
     ),
-    "a package": (lambda: zipped(RECORDS | {"top/.data/extern_modules": b""}), UnknownFormat, "PackageImporter reads it"),
+    "a package": (
+        lambda: zipped(RECORDS | {"top/.data/extern_modules": b""}),
+        UnknownFormat,
+        "PackageImporter reads it",
+    ),
     "version 11": (lambda: zipped(RECORDS | {"top/version": b"11"}), UnknownFormat, "is a torch file of version b'11'"),
     "version 0": (lambda: zipped(RECORDS | {"top/version": b"0"}), UnknownFormat, "version b'0'"),
     "no version": (

@@ -1,9 +1,9 @@
 """Every message that a HoldfastError of the package can have, as templates read from the source.
 
-A template is the text of one message with holes: ``("`", None, "`: no such script")``. It is read where the error is
-made, which is where its class is called. What the message is made of is followed through f-strings, sums, conditional
-expressions, constants of the module, local variables and functions that return text. A function that does nothing but
-make an error is followed to its callers, so that each of their reasons is a message of its own.
+A template is the text of one message with holes: ``("`", Hole("script"), "`: no such script")``. It is read where the
+error is made, which is where its class is called. What the message is made of is followed through f-strings, sums,
+conditional expressions, constants of the module, local variables and functions that return text. A function that does
+nothing but make an error is followed to its callers, so that each of their reasons is a message of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,22 @@ CLASSES = {
 REASONS = ("ValueError", "TypeError", "IndexError")
 """What private functions raise to a caller that puts the text into a HoldfastError."""
 
-Parts = tuple[str | None, ...]
-"""The text of a message; None where a value is put in."""
-HOLE: Parts = (None,)
+
+class Hole:
+    """Where a value is put in; its name, out of the source, is for readers and makes no other hole of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hole)
+
+    def __hash__(self) -> int:
+        return hash(Hole)
+
+
+Parts = tuple[str | Hole, ...]
+"""The text of a message, with holes."""
 DEPTH = 6
 SAYS = 20
 """Letters that a choice inside a message needs to be a part that is told: less is a word that is put in."""
@@ -83,9 +96,14 @@ def _kind(call: Call, is_raised: bool) -> str:
     return call.name if call.name in REASONS else ""
 
 
-def shown(parts: Parts, hole: str = "...") -> str:
-    """A template as text."""
-    return "".join(hole if part is None else part for part in parts)
+def shown(parts: Parts, hole: str = "<{}>") -> str:
+    """A template as text; ``hole`` says how a value is shown."""
+    return "".join(hole.format(part.name) if isinstance(part, Hole) else part for part in parts)
+
+
+def words(parts: Parts) -> list[str]:
+    """The constant texts of a template that say something."""
+    return [part for part in parts if isinstance(part, str) and re.search("[a-z]", part)]
 
 
 def _calls(module: Module, node: ast.AST, functions: Functions) -> Iterator[Call]:
@@ -119,8 +137,8 @@ def _texts(chain: tuple[Call, ...]) -> tuple[list[Parts], list[Parts]]:
     made = chain[0]
     text = [*made.node.args[:1], *(word.value for word in made.node.keywords if word.arg == "message")]
     reader = _Reader(made.module.tree, made.functions, given)
-    found = reader.read(text[0]) if text else [HOLE]
-    silent = not any(re.search("[a-z]", part or "") for one in found for part in one)
+    found = reader.read(text[0]) if text else [(Hole("reason"),)]
+    silent = not any(map(words, found))
     told = silent and not reader.parts and _of_a_caught_error(text[0], made.functions)
     return [] if told else found, parts + reader.parts
 
@@ -190,11 +208,13 @@ class _Reader:
                 return self._named(name)
             case ast.Constant(value=None):
                 return []
-            case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=given)]) if name in SHOWING and given in self._given:
+            case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=given)]) if (
+                name in SHOWING and given in self._given
+            ):
                 return self._given[given]
             case ast.Call(func=ast.Name()):
                 return self._returned(node)
-        return [HOLE]
+        return [(Hole(_name(node)),)]
 
     def _inside(self, value: ast.expr) -> list[Parts]:
         """A value in an f-string: its text, where there is one; several are a hole, and each is a part of its own."""
@@ -202,7 +222,7 @@ class _Reader:
         if len(found) == 1:
             return found
         self.parts += filter(_says, found)
-        return [HOLE]
+        return [(Hole(_name(value)),)]
 
     def _sequence(self, nodes: list[ast.expr]) -> list[Parts]:
         choices = [self.read(node) for node in nodes]
@@ -212,13 +232,14 @@ class _Reader:
         if name in self._given:
             return self._given[name]
         for scope in (*reversed(self._functions), self._tree):
-            values = [value for node in ast.walk(scope) for value in _assigned(node, name)]
+            nodes = self._tree.body if scope is self._tree else ast.walk(scope)
+            values = [value for node in nodes for value in _assigned(node, name)]
             if values and name not in self._open:
                 inner = self._deeper(self._functions, self._given, name)
                 return [text for value in values for text in inner.read(value)]
             if isinstance(scope, ast.FunctionDef) and name in _parameters(scope):
-                return [HOLE]
-        return [HOLE]
+                break
+        return [(Hole(_name(ast.Name(name))),)]
 
     def _returned(self, call: ast.Call) -> list[Parts]:
         name = ast.unparse(call.func)
@@ -227,7 +248,7 @@ class _Reader:
                 inner = self._deeper((function,), self.arguments(call, function), name)
                 returns = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
                 return [text for value in returns for text in inner.read(value)]
-        return [HOLE]
+        return [(Hole(_name(call)),)]
 
     def _deeper(self, functions: Functions, given: Mapping[str, list[Parts]], name: str) -> _Reader:
         inner = _Reader(self._tree, functions, given, self._open | {name})
@@ -243,7 +264,19 @@ class _Reader:
 
 
 def _says(parts: Parts) -> bool:
-    return sum(len(part) for part in parts if part) >= SAYS
+    return sum(map(len, words(parts))) >= SAYS
+
+
+def _name(node: ast.expr) -> str:
+    """What a value is called: by its variable or attribute, and that of which it is the text or the number."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.strip("_").replace("_", " ").lower()
+        case ast.Call(func=ast.Name(id="len"), args=[one]):
+            return f"number of {_name(one)}"
+        case ast.Call(args=[one, *_]) | ast.Subscript(value=one) | ast.FormattedValue(value=one):
+            return _name(one)
+    return "..."
 
 
 def _assigned(node: ast.AST, name: str) -> list[ast.expr]:
@@ -264,7 +297,8 @@ def _parameters(function: ast.FunctionDef) -> set[str]:
 
 def _joined(parts: Parts) -> Parts:
     """Neighbouring texts as one, neighbouring holes as one."""
-    joined: list[str | None] = []
-    for is_hole, group in itertools.groupby((part for part in parts if part != ""), lambda part: part is None):
-        joined.append(None if is_hole else "".join(part or "" for part in group))
+    joined: list[str | Hole] = []
+    for is_text, group in itertools.groupby((part for part in parts if part != ""), lambda part: isinstance(part, str)):
+        few = list(group)
+        joined.append("".join(map(str, few)) if is_text else few[0])
     return tuple(joined)

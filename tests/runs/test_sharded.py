@@ -124,7 +124,12 @@ def test_a_container_that_another_process_did_not_finish_is_not_committed(root: 
 
 
 def test_a_rank_that_does_not_see_the_folder_says_so(root: Path) -> None:
-    with pytest.raises(StorageError, match="the folder that rank 0 has begun is not seen here; all ranks need one shared disk"), file_in_partial(str(root / "c"), "f"):
+    with (
+        pytest.raises(
+            StorageError, match="the folder that rank 0 has begun is not seen here; all ranks need one shared disk"
+        ),
+        file_in_partial(str(root / "c"), "f"),
+    ):
         pass
 
 

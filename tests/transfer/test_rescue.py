@@ -269,10 +269,10 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
     sparse = nn.Sequential(nn.Linear(2, 2))
     sparse[0].weight = nn.Parameter(torch.eye(2).to_sparse())
     torch.save(sparse, tmp_path / "sparse.pt")
-    with pytest.raises(ArgumentError, match="and `0.weight` is no plain tensor"):
+    with pytest.raises(ArgumentError, match=r"and `0.weight` is no plain tensor"):
         holdfast.build(tmp_path / "sparse.pt")
     document, _ = document_of(nn.Sequential(nn.Linear(2, 2)), row_major=False)
-    document.objects[""]["structure"]["children"][0][1]["class"] = "torch.nn.OfTomorrow"
+    document.objects[""]["structure"]["children"][0][1]["layer"] = "OfTomorrow"
     write_document(document, tmp_path / "new.pt", "pt")
     with pytest.raises(ArgumentError, match="its record names layers that are not known here"):
         holdfast.build(tmp_path / "new.pt")
@@ -303,7 +303,13 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
             MismatchError,
             r"is \(1, 1\) in the file, and \(0, 0\) in the Conv2d",
         ),
-        (nn.ReLU(), "forward", torch.sin, ArgumentError, r"and the file holds `0`: torch\.nn\.modules\.activation\.ReLU"),
+        (
+            nn.ReLU(),
+            "forward",
+            torch.sin,
+            ArgumentError,
+            r"and the file holds `0`: torch\.nn\.modules\.activation\.ReLU",
+        ),
     ],
     ids=range(5),
 )

@@ -81,7 +81,10 @@ def local_state(tree: Tree, *, shared: Collection[Path] = (), prefix: str = "") 
         else:
             shape, offsets = box
             if not _is_alone(reference, packed[name], leaf):
-                raise UnsupportedValue(f"`{name}`: a part of a tensor in memory that others share", path=name)
+                raise UnsupportedValue(
+                    f"`{printable(dotted(path))}`: a part of a tensor in memory that others share; clone() it",
+                    path=dotted(path),
+                )
             wanted[id(leaf)] = Wanted(prefix + name, TensorSpec(leaf.spec.dtype, shape))
             entry = packed[name]
             segment = Segment(entry.source, entry.start, entry.length, name)

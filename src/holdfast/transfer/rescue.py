@@ -202,8 +202,10 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
     """The structure that ``save`` recorded of its only module, and the module's state."""
     found = {path: record["structure"] for path, record in document.objects.items() if "structure" in record}
     if len(found) != 1:
-        named = sorted({str(one.get("class")) for one in document.objects.values() if one.get("kind") == "module"})
-        says = f"the file says it is a {printable(named[0])}" if len(named) == 1 else f"{len(found)} modules are recorded in it"
+        named = [str(one.get("class")) for one in document.objects.values() if one.get("kind") == "module"]
+        says = f"{len(named)} modules are recorded in it"
+        if len(named) == 1:
+            says = f"the file says it is a {printable(named[0])}"
         raise ArgumentError(_needs_factory(file, says), file=file)
     (path,) = found
     layer = layer_from_json(found[path])
