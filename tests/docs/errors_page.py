@@ -45,26 +45,32 @@ TO_DO = {
     "CorruptFile": "Use another copy of the file, or an older checkpoint: `holdfast verify` says which are good. A run "
     "goes on from its newest good checkpoint by itself. If a good copy becomes corrupt again, suspect the disk or the "
     "memory of the machine.",
-    "RefusedFile": "Nothing of it was executed or loaded. `holdfast scan` says what it would import and call. Parts that "
+    "RefusedFile": "Nothing of it was executed or loaded. `holdfast scan` says what it would import and call. Parts "
+    "that "
     "are plain can be read: `holdfast.open`, `restore`, or `load(..., opaque=True)`.",
     "NotFound": "Compare the name with what the message says there is; `holdfast ls` lists the checkpoints of a run.",
-    "MissingPart": "`holdfast inspect` shows what the file has; say where the part is with `at={'model': 'path.in.file'}`, "
+    "MissingPart": "`holdfast inspect` shows what the file has; say where the part is with `at={'model': "
+    "'path.in.file'}`, "
     "or leave the object out.",
-    "MismatchError": "Nothing was changed. Make the live object as it was when the file was saved, or say what may differ "
+    "MismatchError": "Nothing was changed. Make the live object as it was when the file was saved, or say what may "
+    "differ "
     "with `match=holdfast.Warm(...)`; `dry_run=True` or `holdfast check` shows the whole difference first.",
     "AmbiguousPart": "Say which one with `at=`, as the message shows.",
     "UnsupportedValue": "The message names the value by its path. Store what it is made of, convert it as the message "
     "says, or leave it out. What was saved before is unchanged.",
     "SnapshotTorn": "Something changed a tensor in place while a background save read it, past what holdfast sees. The "
     "save was not committed; the one before is there. Call `run.wait()` before that code, or use `background=False`.",
-    "UntrustedType": "Name the class in `trusted={...}` if it is plain data of your own code, or read the file without it: "
+    "UntrustedType": "Name the class in `trusted={...}` if it is plain data of your own code, or read the file "
+    "without it: "
     "`restore`, `open`, `opaque=True`.",
     "ArgumentError": "Correct the call or the command as the message says. Nothing was read or written.",
     "ConfigMissing": "The message has the line to add, where the model is saved or where it is built.",
     "MachineError": "The file may be fine. Correct what the message says of the machine, and try again.",
-    "StorageError": "Make room, correct permissions or mend the connection, and save again. What was committed before is "
+    "StorageError": "Make room, correct permissions or mend the connection, and save again. What was committed before "
+    "is "
     "intact.",
-    "RestoreIncomplete": "The named tensors may be half written: restore again before you use them. `spare=True` keeps a "
+    "RestoreIncomplete": "The named tensors may be half written: restore again before you use them. `spare=True` "
+    "keeps a "
     "copy and rolls back.",
     "RunLocked": "Stop the other process, or write to another folder. Reading a run needs no lock.",
     "DeviceUnavailable": 'Give `map_location="cpu"` or `"auto"`, or one of the devices that the message names.',

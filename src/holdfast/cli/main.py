@@ -12,10 +12,12 @@ from typing import NoReturn
 
 import click
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, MissingExtra
 
 USAGE = 3
 INTERRUPTED = 130
+_TORCH = ("torch", "numpy")
+"""What the extra of that name brings; the light verbs work without."""
 VERBS = {
     "adopt": "a run that resumes, out of a folder of old checkpoints",
     "average": "the average of several checkpoints' weights",
@@ -67,6 +69,11 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _needs_torch(arguments: Sequence[str]) -> str:
+    verb = next((one for one in arguments if one in VERBS), "this")
+    return f'{verb} needs torch, which is not installed: pip install "holdfast[torch]"'
+
+
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -96,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "holdfast"
         code = _fail(f"{error.format_message()} (see {verb} --help)", USAGE)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _TORCH:
+            raise
+        code = _fail(_needs_torch(sys.argv[1:] if arguments is None else arguments), MissingExtra.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", INTERRUPTED)
     except SystemExit:  # how click leaves when the reader, such as head, has seen enough

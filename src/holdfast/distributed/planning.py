@@ -18,6 +18,7 @@ from holdfast.formats.packing import Packed, Reference, pack
 from holdfast.runs.sharded import Wanted
 from holdfast.spec import Path, TensorSpec
 from holdfast.state.flatten import leaves, map_leaves
+from holdfast.state.paths import dotted, printable
 from holdfast.state.values import Tree, Typed
 
 SHARDED = "sharded"
