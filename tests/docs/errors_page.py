@@ -79,6 +79,7 @@ TO_DO = {
 """What to do about each class: the advice that its messages need not repeat."""
 
 ROOMS = {
+    "__init__": "names of the package that are loaded when they are used",
     "api": "calls of the library",
     "cli": "the command line",
     "compat": "the drop-in for torch.save and torch.load",
@@ -86,6 +87,7 @@ ROOMS = {
     "export": "export, quantization and building",
     "formats": "files",
     "integrations": "frameworks",
+    "lint": "reading of training scripts",
     "objects": "live objects",
     "policy": "load policies",
     "report": "pages",

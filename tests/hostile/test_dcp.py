@@ -169,8 +169,8 @@ LIES: dict[str, tuple[Callable[[Metadata], Any], type[FormatError], str]] = {
         CorruptFile,
         "storage_data names None at (0, 0) twice, or without a name",
     ),
-    "a negative offset": (lambda m: place(m, offset=-1), CorruptFile, "the place of 'w' is '__0_0.distcp', -1, "),
-    "a file that is a number": (lambda m: place(m, relative_path=3), CorruptFile, "the place of 'w' is 3, 0, "),
+    "a negative offset": (lambda m: place(m, offset=-1), CorruptFile, "the place of 'w' is none: file"),
+    "a file that is a number": (lambda m: place(m, relative_path=3), CorruptFile, "the place of 'w' is none: file 3"),
     "a path out of the folder": (
         lambda m: place(m, relative_path="../secret"), RefusedFile, "shards must be plain names inside its folder",
     ),

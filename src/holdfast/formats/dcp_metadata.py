@@ -121,7 +121,9 @@ class _Reader:
         fields = self._fields(tree, "_StorageInfo")
         file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
         if type(file) is not str or type(offset) is not int or type(length) is not int or min(offset, length) < 0:
-            self._lie(f"the place of {name!r:.200} is {file!r:.100}, {offset!r:.30}, {length!r:.30}")
+            self._lie(
+                f"the place of {name!r:.200} is none: file {file!r:.100}, offset {offset!r:.30}, length {length!r:.30}"
+            )
         transforms = fields.get("transform_descriptors")
         return Place(file, offset, length, f"{transforms!r:.100}" if transforms else "")
 
