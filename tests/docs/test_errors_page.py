@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from tests.docs import errors_page
+from tests.house import errors_page
 from tests.house.raised import CLASSES, shown, sites
 
 
 def test_the_page_is_up_to_date() -> None:
     written = errors_page.PAGE.read_text(encoding="utf-8")
-    assert written == errors_page.page(), "run python -m tests.docs.errors_page"
+    assert written == errors_page.page(), "run python -m tests.house.errors_page"
 
 
 def test_each_class_says_what_to_do() -> None:

@@ -33,7 +33,7 @@ PACKAGE = ROOT / "src" / "holdfast"
 WITHOUT_TORCH: dict[str, tuple[str, ...]] = {
     "adopt": ("old", "adopted", "--steps-per-epoch", "3"),
     "convert": ("net.pt", "converted.safetensors"),
-    "diff": ("run@last", "run@-2", "--quick"),
+    "diff": ("run@last", "run@-2"),
     "doctor": (),
     "explain": ("run",),
     "extract": ("ckpt.pt", "model", "-o", "part.pt"),
@@ -51,7 +51,7 @@ WITHOUT_TORCH: dict[str, tuple[str, ...]] = {
     "strip": ("ckpt.pt", "weights.safetensors"),
     "unpin": ("run", "draft"),
     "verify": ("run",),
-    "view": ("run", "-o", "page.html", "--no-stats"),
+    "view": ("run", "-o", "page.html"),
 }
 """What each verb is asked that needs no torch; it exits with 0, or with 1 where it finds a difference."""
 

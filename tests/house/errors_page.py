@@ -1,4 +1,4 @@
-"""docs/errors.md, written from the source: ``python -m tests.docs.errors_page``."""
+"""docs/errors.md, written from the source: ``python -m tests.house.errors_page``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "errors.md"
 INTRODUCTION = """\
 # Errors
 
-Written from the source by `python -m tests.docs.errors_page`; a test compares the two, and another one holds that a
+Written from the source by `python -m tests.house.errors_page`; a test compares the two, and another one holds that a
 test sees each of these messages.
 
 You have a message in front of you: search this page for a few of its words. What stands in `<angle brackets>` here is a
