@@ -155,7 +155,8 @@ LIES: dict[str, tuple[Callable[[], bytes], type[HoldfastError], str]] = {
         RefusedFile,
         "two members are called sys_info",
     ),
-    "cut": (lambda: archived(members())[:3000], CorruptFile, " are left: cut short"),
+    "cut": (lambda: archived(members())[:3620], CorruptFile, " are left: cut short"),
+    "cut between members": (lambda: archived(members())[:3000], CorruptFile, "at byte 3,072: no tar header"),
     "a broken header": (lambda: archived(members())[:2048] + b"x" * 512, CorruptFile, "at byte 2,048: no tar header"),
     "a count of text": (
         lambda: archived(members(storages=dumped("many"))),

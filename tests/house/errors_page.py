@@ -138,7 +138,12 @@ def _classes(kinds: dict[str, list[Site]]) -> Iterator[str]:
         for site in kinds[name]:
             rooms[site.room].append(site)
         for room, found in sorted(rooms.items()):
-            yield from (f"In `{room}`, {ROOMS.get(room, room)}:", "", *_messages(found), "")
+            yield from (
+                f"In `{room.replace('__init__', 'holdfast')}`, {ROOMS.get(room, room)}:",
+                "",
+                *_messages(found),
+                "",
+            )
 
 
 def _reasons(found: list[Site]) -> Iterator[str]:
