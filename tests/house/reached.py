@@ -24,19 +24,19 @@ _seen: set[str] = set()
 
 
 def pytest_configure() -> None:
+    folder = Path(os.environ["REACHED"])
+    folder.mkdir(parents=True, exist_ok=True)
     made = errors.HoldfastError.__init__
 
     def watched(self: errors.HoldfastError, *args: Any, **kwargs: Any) -> None:
-        _seen.update(_lines(sys._getframe(1)))
+        new = set(_lines(sys._getframe(1))) - _seen
+        if new:
+            _seen.update(new)
+            with (folder / str(os.getpid())).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in sorted(new))
         made(self, *args, **kwargs)
 
     errors.HoldfastError.__init__ = watched  # type: ignore[method-assign]
-
-
-def pytest_unconfigure() -> None:
-    folder = Path(os.environ["REACHED"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(os.getpid())).write_text("\n".join(sorted(_seen)), encoding="utf-8")
 
 
 def _lines(frame: FrameType | None) -> Iterator[str]:
