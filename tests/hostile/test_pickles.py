@@ -438,6 +438,11 @@ LIES: dict[str, tuple[bytes, str]] = {
         b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\nK\x01\x85K\x01\x85K\x01tR",
         "a meta tensor whose requires_grad is no bool",
     ),
+    "a plain object of no class": (b"ccopy_reg\n_reconstructor\n(NNNtR", r"copyreg\._reconstructor without a class"),
+    "too few arguments of the third form": (
+        b"ctorch._utils\n_rebuild_tensor_v3\n)R",
+        "_rebuild_tensor_v3 takes 7 or 8 arguments",
+    ),
     "a call of a list": (b"c__builtin__\nset\n]R", "a call whose arguments are no tuple"),
     "a tensor of a subclass of nothing": (
         b"ctorch._tensor\n_rebuild_from_type_v2\n)R",
