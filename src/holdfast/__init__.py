@@ -101,7 +101,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     import importlib
 
-    home = importlib.import_module(f"holdfast.{_HOME[name]}")
+    try:
+        home = importlib.import_module(f"holdfast.{_HOME[name]}")
+    except ModuleNotFoundError as reason:
+        if reason.name not in ("torch", "numpy"):
+            raise
+        from holdfast.errors import MissingExtra
+
+        raise MissingExtra(
+            f'holdfast.{name} needs {reason.name}, which is not installed: pip install "holdfast[torch]"'
+        ) from reason
     value = home if _HOME[name] == name else getattr(home, name)
     globals()[name] = value
     return value

@@ -545,7 +545,7 @@ def test_an_adoption_that_was_cut_off_is_not_mixed_with_another(old: Path, monke
     manifest = Path("run/step-00000004/manifest.json")
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-9])
-    with refused(ArgumentError, "step 4 can't be read"):
+    with refused(ArgumentError, "; remove the folder, or adopt into another"):
         adopt(old, "run")
     manifest.write_bytes(whole)
     assert len(adopt(old, "run").steps) == 3

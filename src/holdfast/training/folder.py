@@ -177,7 +177,8 @@ class RunFolder:
                 checkpoint = open_checkpoint(one.path)  # again: a disk that failed once says nothing against it
                 if checkpoint.manifest.step != one.step:
                     checkpoint.close()
-                    raise CorruptFile(one.problem or "is another step", file=one.path, step=one.step)
+                    said = f"its manifest says step {checkpoint.manifest.step}: the folder was renamed or copied"
+                    raise CorruptFile(said, file=one.path, step=one.step)
             except UnknownFormat:
                 raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
