@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.runs.listing import listing, metric_names, sparkline, trend_text
-from holdfast.runs.run_file import RunFile, write_run_file
+from holdfast.runs.run_file import EpochMetrics, RunFile, write_run_file
 from holdfast.runs.standing import Standing, scan_run, standing
 from tests.runs.hand_made import NOON, commit
 
@@ -68,3 +68,13 @@ def test_one_number_makes_no_line(tmp_path: Path) -> None:
 def test_hostile_names_of_metrics_are_escaped(tmp_path: Path) -> None:
     run = run_with(tmp_path, {"\x1b[2J\u202e": 1.0}, {"\x1b[2J\u202e": 2.0})
     assert trend_text(run) == "\\x1b[2J\\u202e  ▁█  1 -> 2"
+
+
+def test_epochs_without_a_checkpoint_are_in_the_line(tmp_path: Path) -> None:
+    commit(tmp_path, 30, {"epoch": 3}, metrics={"loss": 1.0})
+    gone = (EpochMetrics(10, 0, {"loss": 3.0}), EpochMetrics(20, 1, {"loss": 2.0}))
+    write_run_file(tmp_path, RunFile("abc123", NOON, best="loss:min", pruned=gone[:1], uncommitted=gone[1:]))
+    run = standing(scan_run(tmp_path), NOON)
+    assert run.past == gone
+    assert trend_text(run) == "loss  █▅▁  3 -> 1"
+    assert len(listing(run, NOON).rows) == 1

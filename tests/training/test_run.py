@@ -125,6 +125,19 @@ def test_a_new_best_is_committed_at_once_and_survives_a_restart(run_dir: Path) -
     assert [line.epoch for line in lost.uncommitted] == [1, 3]
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_metrics_outlive_the_checkpoints_that_are_pruned(run_dir: Path, background: bool) -> None:
+    metrics = [5.0, 4.0, 3.0, 2.0]
+    train(run_dir, 4, metrics=metrics, best="loss:min", save="2ep", keep="last:1", background=background)
+    found = read_run_file(run_dir)
+    assert found is not None
+    (newest,) = scan(run_dir).readable
+    assert newest.manifest is not None
+    told = {line.epoch: line.metrics["loss"] for line in (*found.pruned, *found.uncommitted)}
+    assert told == {0: 5.0, 1: 4.0, 2: 3.0}
+    assert newest.manifest.metrics == {"loss": 2.0}
+
+
 def test_the_commit_at_the_end_has_the_metrics_of_its_epoch(run_dir: Path) -> None:
     train(run_dir, 2, metrics=[3.0, 2.0], save="100ep")
     assert [one.manifest.metrics for one in scan(run_dir).readable if one.manifest] == [{"loss": 2.0}]

@@ -71,12 +71,16 @@ def total_text(run: Standing) -> str:
 def trend_text(run: Standing, *, blocks: bool = True) -> str | None:
     """The metric that decides, or the first, over the steps: ``val_loss ▇▅▃▁ 0.9 -> 0.2``; None without two numbers.
 
+    Epochs whose checkpoints were deleted, or that had none, are in it.
+
     Args:
         run: its checkpoints.
         blocks: whether the reader's terminal has the characters; else it is ASCII.
     """
     for name in metric_names(run):
-        values = [metric_of(one, name) for one in run.catalog.readable]
+        found = [(one.step, metric_of(one, name)) for one in run.catalog.readable]
+        found += [(one.step, one.metrics.get(name)) for one in run.past]
+        values = [value for _, value in sorted(found, key=lambda point: point[0])]
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if len(numbers) > 1:
             line = sparkline(values, _BLOCKS if blocks else _LETTERS)
