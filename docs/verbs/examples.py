@@ -224,6 +224,14 @@ holdfast.save(net, "net.safetensors")
             r"(?s)(?<=\nenvironment).*$",
         ),
     ),
+    "stats": Example(
+        setup=f"""{NET}net[2].weight.data.zero_()
+holdfast.save(net, "net.pt")
+""",
+        commands=("holdfast stats net.pt --fail-on dead  # exits 1",),
+        one="a tensor has what `--fail-on` names",
+        masks=(_NUMBER,),
+    ),
     "strip": Example(
         f"""{NET}holdfast.save({{"model": net, "optimizer": torch.optim.Adam(net.parameters()), "epoch": 3}}, "ckpt.pt")
 """,
@@ -237,6 +245,11 @@ holdfast.save(net, "net.safetensors")
         ("holdfast verify runs/a", "holdfast verify net.pt"),
         'print(holdfast.verify("runs/a").status)',
         one="with --strict, something is NOT VERIFIABLE",
+        masks=(_SIZE,),
+    ),
+    "view": Example(
+        setup=RUN,
+        commands=("holdfast view runs/a", "holdfast view runs/a@best --diff runs/a@last -o changed.html"),
         masks=(_SIZE,),
     ),
 }

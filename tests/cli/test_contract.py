@@ -65,9 +65,11 @@ CASES = {
     "rescue": Verb("{whole} -o {new}", torch=True),
     "scan": Verb("{net}"),
     "show": Verb("{run}@best", corrupt=False),
+    "stats": Verb("{net}", torch=True, differs="{plain} --fail-on dead"),
     "strip": Verb("{net} {new}"),
     "unpin": Verb("{run} first", corrupt=False),
     "verify": Verb("{net}", differs="--strict {plain}"),
+    "view": Verb("{net} -o {new}"),
 }
 FILES = ("{net}", "{run}", "{whole}", "{old}", "{other}", "{folder}")
 

@@ -59,6 +59,14 @@ def test_without_a_rule_the_first_metric_with_two_numbers_is_drawn(tmp_path: Pat
     assert trend_text(run) == "b  █ ▁  1 -> 0.5"
 
 
+def test_epochs_whose_checkpoints_are_gone_are_drawn_too(tmp_path: Path) -> None:
+    commit(tmp_path, 3, {"epoch": 3}, metrics={"loss": 1.0})
+    commit(tmp_path, 4, {"epoch": 4}, metrics={"loss": 2.0})
+    gone = (EpochMetrics(1, 0, {"loss": 3.0}), EpochMetrics(3, 2, {"loss": 9.0}))
+    write_run_file(tmp_path, RunFile("abc123", NOON, uncommitted=(EpochMetrics(2, 1, {"loss": 2.0}),), pruned=gone))
+    assert trend_text(standing(scan_run(tmp_path), NOON)) == "loss  █▅▁▅  3 -> 2"
+
+
 def test_one_number_makes_no_line(tmp_path: Path) -> None:
     assert trend_text(run_with(tmp_path / "one", {"loss": 1.0})) is None
     assert trend_text(run_with(tmp_path / "none", {}, {})) is None
@@ -68,13 +76,3 @@ def test_one_number_makes_no_line(tmp_path: Path) -> None:
 def test_hostile_names_of_metrics_are_escaped(tmp_path: Path) -> None:
     run = run_with(tmp_path, {"\x1b[2J\u202e": 1.0}, {"\x1b[2J\u202e": 2.0})
     assert trend_text(run) == "\\x1b[2J\\u202e  ▁█  1 -> 2"
-
-
-def test_epochs_without_a_checkpoint_are_in_the_line(tmp_path: Path) -> None:
-    commit(tmp_path, 30, {"epoch": 3}, metrics={"loss": 1.0})
-    gone = (EpochMetrics(10, 0, {"loss": 3.0}), EpochMetrics(20, 1, {"loss": 2.0}))
-    write_run_file(tmp_path, RunFile("abc123", NOON, best="loss:min", pruned=gone[:1], uncommitted=gone[1:]))
-    run = standing(scan_run(tmp_path), NOON)
-    assert run.past == gone
-    assert trend_text(run) == "loss  █▅▁  3 -> 1"
-    assert len(listing(run, NOON).rows) == 1

@@ -12,12 +12,12 @@ from holdfast.formats.base import Container, Document, StoredTensor
 from holdfast.formats.tensors import needed_bytes
 from holdfast.runs.opening import open_any
 from holdfast.spec import Path
-from holdfast.state.flatten import leaves, seen_parts
+from holdfast.state.flatten import leaves, needed_classes
 from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.quantization import quantization_line
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
-from holdfast.state.values import Tree, needed_class
+from holdfast.state.values import Tree
 
 WHAT = {
     "dcp": "a folder of torch.distributed.checkpoint",
@@ -68,7 +68,7 @@ def _as_json(
         "file": container.file,
         "format": container.format,
         "what": WHAT[container.format],
-        "opaque": _opaque(document.tree),
+        "opaque": needed_classes(document.tree),
         "bytes": _stored(tensors),
         "tensors": [
             {
@@ -106,7 +106,7 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         say(f"  dtypes: {dtypes}")
     if container.format == "run-checkpoint":
         _print_position(container)
-    opaque = _opaque(document.tree)
+    opaque = needed_classes(document.tree)
     if opaque:
         names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
         say(coloured(f"  holds objects of classes that only a pickle would rebuild: {names}", "yellow"))
@@ -237,16 +237,3 @@ def _print_values(values: list[tuple[str, str]], *, everything: bool) -> None:
     say_table(["values", ""], [[printable(path), printable(text)] for path, text in shown])
     if len(shown) < len(values):
         say(f"... {len(values) - len(shown)} more: --state")
-
-
-def _opaque(tree: Tree) -> list[str]:
-    """Names of the classes in a tree that are not rebuilt from a file."""
-    found: set[str] = set()
-    stack: list[Tree] = [tree]
-    while stack:
-        node = stack.pop()
-        name = needed_class(node)
-        if name is not None:
-            found.add(name)
-        stack.extend(item for _, item in seen_parts((), node))
-    return sorted(found)

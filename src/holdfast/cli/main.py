@@ -42,9 +42,11 @@ VERBS = {
     "rescue": "the weights out of a whole pickled module",
     "scan": "what a pickle would import and call",
     "show": "the manifest of a checkpoint",
+    "stats": "what the values of each tensor are, and which have NaN",
     "strip": "the weights of a checkpoint alone",
     "unpin": "take the name off again",
     "verify": "compare every byte with its digest",
+    "view": "a run, a file or a difference as one page for a browser",
 }
 """The verbs in the order of the help; each lives in a file of its name, loaded when it is called."""
 

@@ -71,21 +71,24 @@ def total_text(run: Standing) -> str:
 def trend_text(run: Standing, *, blocks: bool = True) -> str | None:
     """The metric that decides, or the first, over the steps: ``val_loss ▇▅▃▁ 0.9 -> 0.2``; None without two numbers.
 
-    Epochs whose checkpoints were deleted, or that had none, are in it.
-
     Args:
-        run: its checkpoints.
+        run: its checkpoints, and what is left of those that are gone.
         blocks: whether the reader's terminal has the characters; else it is ASCII.
     """
     for name in metric_names(run):
-        found = [(one.step, metric_of(one, name)) for one in run.catalog.readable]
-        found += [(one.step, one.metrics.get(name)) for one in run.past]
-        values = [value for _, value in sorted(found, key=lambda point: point[0])]
+        values = _over_the_steps(run, name)
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if len(numbers) > 1:
             line = sparkline(values, _BLOCKS if blocks else _LETTERS)
             return f"{printable(name[:30])}  {line}  {numbers[0]:.4g} -> {numbers[-1]:.4g}"
     return None
+
+
+def _over_the_steps(run: Standing, name: str) -> list[float | None]:
+    """A metric by step, of the epochs that have no checkpoint too."""
+    points = [(one.step, metric_of(one, name)) for one in run.catalog.readable]
+    points += [(line.step, line.metrics.get(name)) for line in run.history]
+    return [value for _, value in sorted(points, key=lambda point: point[0])]
 
 
 def sparkline(values: Sequence[float | None], heights: str = _BLOCKS) -> str:

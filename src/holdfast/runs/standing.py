@@ -47,7 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
         pins: name to step.
         decisions: one for each step; empty without retention rules.
         notes: what could not be found out, for people.
-        past: metrics of epochs that have no checkpoint here, by step.
+        history: metrics of epochs that have no checkpoint, by step.
     """
 
     catalog: Catalog
@@ -56,7 +56,7 @@ class Standing(msgspec.Struct, frozen=True):
     pins: dict[str, int]
     decisions: dict[int, Decision]
     notes: tuple[str, ...]
-    past: tuple[EpochMetrics, ...] = ()
+    history: tuple[EpochMetrics, ...] = ()
 
     def pins_of(self, step: int) -> tuple[str, ...]:
         """The names that a step is pinned as."""
