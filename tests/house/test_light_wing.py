@@ -85,7 +85,7 @@ def loaded(*arguments: str) -> set[str]:
         ("inspect", "ckpt.pt", 38),
         ("inspect", "plain.pth", 50),
         ("inspect", "run", 41),
-        ("ls", "run", 31),
+        ("ls", "run", 30),
         ("path", "run@last", 28),
     ],
 )

@@ -71,8 +71,6 @@ def total_text(run: Standing) -> str:
 def trend_text(run: Standing, *, blocks: bool = True) -> str | None:
     """The metric that decides, or the first, over the steps: ``val_loss ▇▅▃▁ 0.9 -> 0.2``; None without two numbers.
 
-    Epochs whose checkpoints were deleted, or that had none, are in it.
-
     Args:
         run: its checkpoints, and what is left of those that are gone.
         blocks: whether the reader's terminal has the characters; else it is ASCII.
