@@ -21,6 +21,7 @@ from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
 from holdfast.policy.report import LoadReport
 from holdfast.runs.opening import open_any
+from holdfast.runs.sizes import parse_cut
 from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
@@ -263,6 +264,7 @@ def convert(
     *,
     format: Literal["pt", "safetensors", "npz", "torch-legacy"] | None = None,  # noqa: A002
     drop: Collection[str] = (),
+    shards: int | str | None = None,
 ) -> ConvertReport:
     """Writes the tree of one file as another, reads it again, and proves every value and every bit equal.
 
@@ -271,17 +273,20 @@ def convert(
 
     Args:
         src: a path, a reference (``runs/a@best``) or a binary file object, of any format that is read.
-        dst: a path or a binary file object.
+        dst: a path or a binary file object; with ``shards`` the path of a folder.
         format: as in ``save``.
         drop: what to leave out, as globs of dotted paths: ``["optimizer*"]``. What the new format can't hold must be
             named here, or nothing is written.
+        shards: writes a folder of safetensors files with a ``model.safetensors.index.json``, which transformers reads:
+            so many files (``4``), or as many as keep each below a size (``"5GB"``). A tensor is never cut. None writes
+            one file.
 
     Returns:
         What was written, and what is shared, renamed and dropped in it.
 
     Raises:
         UnsupportedValue: lists what the new format can't hold.
-        ArgumentError: a glob that matches nothing, or an unknown format.
+        ArgumentError: a glob that matches nothing, an unknown format, or fewer tensors than shards.
         NotFound, FormatError: as in ``load``.
         StorageError: ``dst`` can't be written; what was there before is intact.
 
@@ -292,7 +297,8 @@ def convert(
         1
     """
     with open_any(src) as container:
-        return convert_container(container, dst, format=format, drop=list(drop))
+        cut = None if shards is None else parse_cut(shards)
+        return convert_container(container, dst, format=format, drop=list(drop), cut=cut)
 
 
 def export(

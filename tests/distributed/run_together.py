@@ -30,6 +30,7 @@ import holdfast
 from holdfast.distributed import rank_file
 from holdfast.errors import StorageError
 from holdfast.storage import joined
+from tests.distributed.matrix import load_into
 from tests.distributed.wrapped import Net, Part, differences, full, state_of, wrapped
 
 PATIENCE = 6 if "absent" in sys.argv else 40
@@ -263,8 +264,21 @@ def mixed(folder: Path) -> None:
     dist.barrier()
 
 
+def converted(folder: Path) -> None:
+    """What ``convert`` made of a sharded checkpoint goes back onto any number of ranks, by DCP and by restore."""
+    part = Part(dist.get_world_size())
+    truth = torch.load(folder / "truth")
+    for name in ("shards", "one.safetensors"):
+        for kind in ("fsdp", "tp", "ddp"):
+            for how in ("dcp", "restore"):
+                net, optimizer = wrapped(kind, part, seed=100)
+                load_into(how, folder / name, net, optimizer, part.group)
+                found = differences(truth, full(state_of(net, optimizer)))
+                assert not found, (name, kind, how, found)
+
+
 SCENES: dict[str, Callable[[Path], None]] = {
-    one.__name__: one for one in (resume, leave, go_on, failing, absent, damaged, told, mixed)
+    one.__name__: one for one in (resume, leave, go_on, failing, absent, damaged, told, mixed, converted)
 }
 
 if __name__ == "__main__":
