@@ -82,7 +82,6 @@ class Machine:
     connection: float = 85e6
     puts: float = 3500
     gets: float = 5500
-    files: int = 1024
     measured: Measured = Measured()
 
     def rate(self, part: int) -> float:
@@ -276,7 +275,6 @@ def _resharded(one: _Cut, cut: int) -> tuple[int, int]:
 
 
 BREAKS: dict[str, Callable[[Cost], bool]] = {
-    "a process opens more files than it may (1,024)": lambda one: one.files - 3 + 5 > Machine().files,
     "entries.json is over the 512 MiB that a reader takes": lambda one: (
         one.metadata - one.files * Measured().record > ENTRIES_LIMIT
     ),
