@@ -268,8 +268,7 @@ def convert(
 ) -> ConvertReport:
     """Writes the tree of one file as another, reads it again, and proves every value and every bit equal.
 
-    The source is verified first; tensors are streamed from file to file, so memory stays small; ``dst`` is replaced
-    only when the proof holds.
+    The source is verified first; tensors are streamed, so memory stays small; ``dst`` is replaced if the proof holds.
 
     Args:
         src: a path, a reference (``runs/a@best``) or a binary file object, of any format that is read.
@@ -277,9 +276,8 @@ def convert(
         format: as in ``save``.
         drop: what to leave out, as globs of dotted paths: ``["optimizer*"]``. What the new format can't hold must be
             named here, or nothing is written.
-        shards: writes a folder of safetensors files with a ``model.safetensors.index.json``, which transformers reads:
-            so many files (``4``), or as many as keep each below a size (``"5GB"``). A tensor is never cut. None writes
-            one file.
+        shards: writes a folder of so many safetensors files (``4``), or of files below a size (``"5GB"``), with an
+            index that transformers reads; a tensor is never cut. None writes one file.
 
     Returns:
         What was written, and what is shared, renamed and dropped in it.
@@ -297,8 +295,7 @@ def convert(
         1
     """
     with open_any(src) as container:
-        cut = None if shards is None else parse_cut(shards)
-        return convert_container(container, dst, format=format, drop=list(drop), cut=cut)
+        return convert_container(container, dst, format=format, drop=list(drop), cut=parse_cut(shards))
 
 
 def export(

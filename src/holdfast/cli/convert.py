@@ -37,9 +37,8 @@ def command(a: str, b: str, wanted: str | None, drop: tuple[str, ...], shards: s
     What the format of B can't hold is listed and refused; --drop leaves it out. B is replaced only when every value
     and every bit of every tensor is the same. With --shards B is a folder, as transformers keeps large models.
     """
-    cut = None if shards is None else parse_cut(shards)
     with open_any(a) as container:
-        report = convert_container(container, b, format=wanted, drop=drop, cut=cut)
+        report = convert_container(container, b, format=wanted, drop=drop, cut=parse_cut(shards))
     if as_json:
         say_json(msgspec.to_builtins(report))
     else:

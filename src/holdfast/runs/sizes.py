@@ -41,12 +41,14 @@ def parse_size(text: str) -> int:
     return int(match[1]) * BYTES[match[2]]
 
 
-def parse_cut(shards: int | str) -> Cut:
-    """Into how many files: ``4``, or ``"5GB"`` for as many as keep each below that size.
+def parse_cut(shards: int | str | None) -> Cut | None:
+    """Into how many files: ``4``, or ``"5GB"`` for as many as keep each below that size; None for one file.
 
     Raises:
         ArgumentError: it is neither a number above 0 nor a size.
     """
+    if shards is None:
+        return None
     from holdfast.formats.sharding import Cut  # it loads what stages folders
 
     text = str(shards)

@@ -14,6 +14,8 @@ import resource
 import threading
 from collections import OrderedDict
 
+from holdfast.errors import StorageError
+
 MOST = 256
 """Descriptors that are kept at most; a quarter of what the process may have, where that is less."""
 _LEAST = 8
@@ -26,16 +28,19 @@ class Descriptor:
 
     Args:
         file: a path, or an open descriptor (duplicated, and kept open until it is closed here).
+        name: what messages call it, fit to be printed.
 
     Attributes:
         closed: whether it was closed for good.
 
     Raises:
-        OSError: it can't be opened; in the block also: it was deleted, or is another file than it was.
+        OSError: it can't be opened; in the block also: it was deleted.
+        StorageError: in the block: it is another file than it was.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | int) -> None:
+    def __init__(self, file: str | os.PathLike[str] | int, name: str) -> None:
         self.closed = False
+        self._name = name
         self._users = 0
         self._seen: tuple[int, ...] | None = None
         self._path = None if isinstance(file, int) else os.path.abspath(file)
@@ -83,7 +88,9 @@ class Descriptor:
         fd = _POOL.open(self._path or "")
         if _identity(fd) != self._seen:
             close_reading(fd)
-            raise OSError(errno.ESTALE, "it was replaced or written to after it was opened")
+            raise StorageError(
+                f"`{self._name}`: was replaced or written to after it was opened; open it again", file=self._path
+            )
         self._fd = fd
 
 

@@ -115,7 +115,7 @@ class FileSource:
 
     def _open(self, file: str | os.PathLike[str] | int) -> Descriptor:
         try:
-            return Descriptor(file)
+            return Descriptor(file, shown(self.name))
         except FileNotFoundError as error:
             raise NotFound(f"`{shown(self.name)}`: no such file", file=self.name) from error
         except OSError as error:
