@@ -20,14 +20,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import holdfast
-from holdfast.distributed import rank_file
+from holdfast.distributed import HoldfastWriter, rank_file
 from holdfast.errors import StorageError
 from holdfast.storage import joined
 from tests.distributed.matrix import load_into
@@ -277,8 +279,45 @@ def converted(folder: Path) -> None:
                 assert not found, (name, kind, how, found)
 
 
+def dcp_failing(folder: Path) -> None:
+    """What one rank raises in ``dcp.save`` or ``async_save``, all hear; the old one stays, and the next save works."""
+    part = Part(dist.get_world_size())
+    net, _ = wrapped("fsdp", part, seed=1)
+    path, real = folder / "c", joined.new_file
+
+    def save(how: str) -> None:
+        state = {"model": net.state_dict(), "note": "new"}
+        if how == "save":
+            dcp.save(state, storage_writer=HoldfastWriter(path))
+        else:
+            dcp.async_save(state, storage_writer=HoldfastWriter(path)).result()  # type: ignore[union-attr]
+
+    dcp.save({"model": net.state_dict(), "note": "old"}, storage_writer=HoldfastWriter(path))
+    for how in ("save", "async_save"):
+        for guilty in range(dist.get_world_size()):
+            begin = time.monotonic()
+            if dist.get_rank() == guilty:
+                joined.new_file = _full  # type: ignore[assignment]
+            with pytest.raises(CheckpointException) as failed:
+                save(how)
+            joined.new_file = real  # type: ignore[assignment]
+            assert list(failed.value.failures) == [guilty], failed.value.failures
+            assert time.monotonic() - begin < PATIENCE / 2
+            dist.barrier()
+            assert holdfast.load(path)["note"] == "old"
+            assert holdfast.verify(path).status == "OK"
+            dist.barrier()
+    save("save")
+    assert holdfast.load(path)["note"] == "new"
+    dist.barrier()
+    save("async_save")
+    assert holdfast.verify(path).status == "OK"
+    dist.barrier()
+    assert os.listdir(folder) == ["c"]
+
+
 SCENES: dict[str, Callable[[Path], None]] = {
-    one.__name__: one for one in (resume, leave, go_on, failing, absent, damaged, told, mixed, converted)
+    one.__name__: one for one in (resume, leave, go_on, failing, absent, damaged, told, mixed, converted, dcp_failing)
 }
 
 if __name__ == "__main__":
