@@ -70,7 +70,6 @@ class Machine:
         latency: of a request, to its first byte.
         connection: of one request to the store.
         puts, gets: requests a second that one prefix of a bucket takes.
-        files: that a process may have open at once, as Linux begins.
         measured: the rest.
     """
 

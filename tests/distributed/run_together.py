@@ -42,7 +42,7 @@ PATIENCE = 6 if "absent" in sys.argv else 40
 class Training:
     """A small training that draws random numbers on every rank and reads its own share of the data."""
 
-    def __init__(self, folder: Path, kind: str, **options: Any) -> None:
+    def __init__(self, folder: Path | str, kind: str, **options: Any) -> None:
         torch.manual_seed(3)
         net: nn.Module = Net()
         if kind == "ddp":

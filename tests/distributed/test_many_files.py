@@ -37,7 +37,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for rank in range(RANKS):
         row = Segment(MemorySource(WEIGHT[rank : rank + 1].numpy().tobytes()), 0, 8)
         part = Part("model.weight", StoredTensor(TensorSpec("float32", (1, 2)), row), (rank, 0))
-        parts.append(write_rank_file(str(root / "run" / step_name(1)), rank, [part], durable=False))
+        parts.append(write_rank_file(folder.partial, rank, [part], durable=False))
     tree = {"model": {"weight": Wanted("model.weight", TensorSpec("float32", (RANKS, 2)))}}
     write_sharded(folder, Document(tree), facts(1), parts)
     folder.commit()
