@@ -139,7 +139,7 @@ def restore(
         at: where an object's part is, ``{"model": "net.encoder"}``, when it is not found by itself.
         mode: put the restored modules into ``"eval"`` or ``"train"`` mode; the report says which mode they are in.
         hyper: whose learning rate and options an optimizer goes on with: the ``"file"``'s or ``"mine"``.
-        spare: keep a copy of the old weights while reading, to roll back if the machine fails half-way.
+        spare: keep a copy of the old weights while reading, to roll back; the file is then read once, not twice.
         dry_run: only report.
         **objects: modules, optimizers, schedulers and others by name; None means "not this one".
 
