@@ -17,6 +17,13 @@ def test_two_ranks_save_resume_fail_and_leave_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
+def test_a_background_save_of_several_ranks_copies_on_step(tmp_path: Path) -> None:
+    said = torchrun(2, "run_together.py", "copy_on_step,torn,erring", tmp_path)
+    assert said.count("done") == 6
+    assert said.count("It is saved again, and from now on everything is copied first") == 2
+
+
+@pytest.mark.timeout(180)
 def test_each_wrapper_is_restored_from_a_run_of_another(tmp_path: Path) -> None:
     assert torchrun(4, "run_together.py", "mixed", tmp_path).count("done") == 4
 

@@ -17,6 +17,7 @@ from holdfast.runs.room import check_run_room
 from holdfast.runs.sharded import RankPart, write_sharded
 from holdfast.spec import Path
 from holdfast.state.values import Tree
+from holdfast.storage.output import pass_over
 from holdfast.storage.places import StagedStep, place_of
 
 RANKS = "ranks"
@@ -94,8 +95,16 @@ class _Save:
 
     def write(self, partial: str, numbers: list[int]) -> Told:
         """Writes what was dealt to this rank."""
+        self._pass_over(set(numbers))
         parts = [self._main.parts[number] for number in numbers] + self._own.parts
         return Told(write_rank_file(partial, self._group.rank, parts), self._own.tree)
+
+    def _pass_over(self, mine: set[int]) -> None:
+        """Lets go of what other ranks write: a background save need not keep it from the next step."""
+        sources = [part.leaf.segment.source for part in self._main.parts]
+        read = {id(source) for number, source in enumerate(sources) if number in mine}
+        for source in {id(source): source for source in sources if id(source) not in read}.values():
+            pass_over(source)
 
     def finish(self, told: list[Told]) -> Manifest:
         """Writes what makes a checkpoint of it, on rank 0."""

@@ -158,6 +158,10 @@ class RunFolder:
         """Does something that every process must come through."""
         return work()
 
+    def written(self, work: Callable[[], None]) -> None:
+        """Does something on the thread that saves, between a stage and its publishing, that every process must pass."""
+        work()
+
     def decided(self, value: bool) -> bool:
         """What the process that decides says."""
         return value

@@ -246,8 +246,13 @@ class Run:
 
     def _on_error(self, error: BaseException) -> None:
         """Commits what was done before an error that ends the training; says in the error what became of it."""
-        alone = self._triggers.exception and self._looked and not self._folder.together
-        if not alone or isinstance(error, SystemExit | GeneratorExit):
+        if not (self._triggers.exception and self._looked) or isinstance(error, SystemExit | GeneratorExit):
+            return
+        if self._folder.together:
+            error.add_note(
+                "holdfast: save='exception' saves nothing where several processes train, since the others may not have "
+                "failed; give a rule of steps or time, such as save='15min exception'"
+            )
             return
         try:
             if self._steps.stepping:

@@ -67,6 +67,10 @@ class GroupFolder(RunFolder):
         """Does something on every rank; what one raises, all do. A step that all take."""
         return self._group.each(work)[self.rank]
 
+    def written(self, work: Callable[[], None]) -> None:
+        """As in one process; what one raises, all do. A step that all take, on the thread that saves."""
+        self._saving.each(work)
+
     def decided(self, value: bool) -> bool:
         """What rank 0 says. A step that all take."""
         return self._group.ask(lambda: value)
