@@ -185,8 +185,8 @@ def _load(layout: _Layout, machine: Machine, verified: float, wanted: float) -> 
     opening = layout.entries * known.open
     disk = (layout.metadata + verified) / min(machine.disk, known.digest) + wanted / known.digest
     read = layout.metadata + verified + wanted
-    gets = ranks * (writers + 2 + -(-math.ceil(read) // PART))  # who opens a file asks the store for its size
-    slowest = writers * machine.latency + read / min(machine.rate(PART), known.digest)
+    gets = ranks * (2 * writers + 2 + -(-math.ceil(read) // PART))  # of each file its size is asked for, and its header
+    slowest = 2 * writers / PARALLEL * machine.latency + read / min(machine.rate(PART), known.digest)
     return opening + disk, opening + max(slowest, gets / machine.gets), gets
 
 
