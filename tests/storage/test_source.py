@@ -271,24 +271,3 @@ def test_what_the_system_does_not_say_is_not_called_absent(tmp_path: Path, monke
     for ask in (is_there, is_folder):
         with pytest.raises(StorageError, match="`data`: can't be looked at: Input/output error"):
             ask("data")
-
-
-def test_a_large_file_that_is_not_in_memory_is_read_by_more_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data").write_bytes(bytes(16 << 20))
-    (tmp_path / "small").write_bytes(bytes(1000))
-    source = FileSource(tmp_path / "data")
-    assert source.parallel == 0
-
-    def cold(*_: object) -> int:
-        raise BlockingIOError
-
-    def unknown(*_: object) -> int:
-        raise OSError(errno.EOPNOTSUPP, "not here")
-
-    monkeypatch.setattr(os, "preadv", cold)
-    assert source.parallel == 8
-    assert FileSource(tmp_path / "small").parallel == 0
-    monkeypatch.setattr(os, "preadv", unknown)
-    assert source.parallel == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -46,10 +45,6 @@ class ByteSource(Protocol):
         ...
 
 
-_LARGE, _PAGE, _SAMPLES = 16 << 20, 4096, 5
-"""Bytes from which on a file is asked whether it is in memory; bytes of a question; one more than questions."""
-_AT_DISK = 8
-"""Reads at a time that a disk is kept busy with: a drive answers several sooner than one after the other."""
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
@@ -168,22 +163,6 @@ class FileSource:
                     rest = rest[count:]
         except OSError as error:
             raise self._failed(f"read at byte {offset:,}", error) from error
-
-    @property
-    def parallel(self) -> int:
-        """Reads that are best under way at a time: more than there are cores where a disk is waited for; 0 for any."""
-        return _AT_DISK if self._size >= _LARGE and not self._is_cached() else 0
-
-    def _is_cached(self) -> bool:
-        """Whether the system has the file in memory, by a few of its pages; also where it does not say."""
-        page = memoryview(bytearray(_PAGE))
-        with contextlib.suppress(OSError), self._file as fd:
-            for part in range(1, _SAMPLES):
-                try:
-                    os.preadv(fd, [page], self._size * part // _SAMPLES, getattr(os, "RWF_NOWAIT", 0))
-                except BlockingIOError:
-                    return False
-        return True
 
     def close(self) -> None:
         self._close()
