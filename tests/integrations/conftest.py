@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+with warnings.catch_warnings():  # it scripts functions when it is imported
+    warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", DeprecationWarning)
+    import ignite.metrics  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

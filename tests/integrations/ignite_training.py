@@ -57,29 +57,27 @@ class Small:
         self.evaluator.run(self.loader)
         self.scheduler.step()
 
-    def stop(self, batch: int, number: int = signal.SIGKILL) -> None:
+    def stop(self, batch: int, number: int = signal.SIGKILL) -> Small:
+        """Sends this process a signal behind a batch."""
         self.trainer.add_event_handler(
             Events.ITERATION_COMPLETED(once=batch), lambda: os.kill(os.getpid(), number)
         )
+        return self
 
     def train(self, root: Path | None = None, epochs: int = EPOCHS, **options: Any) -> Small:
         if root is not None:
             self.run = attach(self.trainer, root, evaluator=self.evaluator, **self.objects, **options)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.end_of_epoch)
         self.trainer.run(self.loader, max_epochs=epochs)
+        self.state = state_of(self)
         return self
 
 
-def differing(one: Small, other: Small) -> list[str]:
-    """What is not the same, bit for bit."""
-    first, second = state_of(one), state_of(other)
-    return [name for name in first if not torch.equal(first[name], second[name])]
-
-
 def state_of(small: Small) -> dict[str, torch.Tensor]:
+    """All that two trainings must have alike."""
     moments = {f"{i}.{k}": v for i, s in small.optimizer.state_dict()["state"].items() for k, v in s.items()}
     return {
-        **small.net.state_dict(),
+        **{name: value.clone() for name, value in small.net.state_dict().items()},
         **moments,
         "lr": torch.tensor(small.optimizer.param_groups[0]["lr"]),
         "rng": torch.get_rng_state(),

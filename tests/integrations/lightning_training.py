@@ -30,6 +30,7 @@ class Net(LightningModule):
         self.seen: list[int] = []
         self.losses: list[float] = []
         self.extra = 0
+        self.rng: Tensor
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         self.seen += batch[1].tolist()
@@ -88,6 +89,7 @@ def train(folder: Path, *callbacks: Callback, epochs: int = EPOCHS, ckpt_path: A
     )
     held_out = DataLoader(TensorDataset(torch.randn(8, 3), torch.arange(8)), batch_size=4)
     trainer.fit(net, data(), held_out, ckpt_path=ckpt_path)
+    net.rng = torch.get_rng_state()
     return net
 
 
@@ -99,7 +101,7 @@ def state_of(net: Net) -> dict[str, Any]:
         **net.state_dict(),
         **moments,
         "lr": torch.tensor(optimizer.param_groups[0]["lr"]),
-        "rng": torch.get_rng_state(),
+        "rng": net.rng,
         "extra": torch.tensor(net.extra),
         "steps": torch.tensor([net.global_step, net.trainer.current_epoch]),
         "val_loss": net.trainer.callback_metrics["val_loss"],

@@ -18,6 +18,10 @@ def not_installed(package: str, reason: ImportError) -> MissingExtra:
     return MissingExtra(f"this needs {package}, which can't be imported here ({reason}): pip install -U {package}")
 
 
+_ARGUMENTS = ("self", "epoch")
+"""Names that ``run.end`` has a meaning for; what frameworks count under them is in the position."""
+
+
 class Hosted:
     """A run under a framework's loop.
 
@@ -66,7 +70,7 @@ class Hosted:
             complete: whether the last epoch ran to its end, not only to a number of steps.
         """
         if self.amid and (not complete or not self._end()):
-            self.run.save(metrics={} if complete else self._numbers())
+            self.run.save(metrics={} if complete else self.numbers())
         self.amid = False
         self.run.wait()
 
@@ -76,10 +80,12 @@ class Hosted:
 
     def _end(self) -> bool:
         self.amid = False
-        return self.run.end(self.run.position.epoch, **self._numbers()) is not None
+        return self.run.end(self.run.position.epoch, **self.numbers()) is not None
 
-    def _numbers(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._metrics().items() if _is_number(value)}
+    def numbers(self) -> dict[str, float]:
+        """What was measured, without what is no number."""
+        measured = self._metrics().items()
+        return {name: float(value) for name, value in measured if _is_number(value) and name not in _ARGUMENTS}
 
 
 class Fed:

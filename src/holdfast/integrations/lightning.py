@@ -9,12 +9,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from holdfast.errors import ArgumentError
 from holdfast.integrations.hosting import Hosted, Kept, not_installed, numbered
-from holdfast.storage.places import remove_file
+from holdfast.storage.places import is_there, remove_file
 from holdfast.training.run import Run
 from holdfast.transfer.load import load_tree
 from holdfast.transfer.save import save_file
@@ -53,7 +54,10 @@ class HoldfastIO(CheckpointIO):
     def __init__(self, trusted: Collection[str] = ()) -> None:
         self._trusted = trusted
         self._newest: str | None = None
+        self._writing: str | None = None
         self._unwanted: set[str] = set()
+        self._awaited: set[str] = set()
+        self._lock = threading.Lock()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -61,9 +65,14 @@ class HoldfastIO(CheckpointIO):
         """Writes a file. Raises ArgumentError with ``storage_options``, UnsupportedValue, StorageError."""
         if storage_options is not None:
             raise ArgumentError(f"`{path}`: HoldfastIO takes no storage_options")
+        with self._lock:
+            self._writing = os.fspath(path)
         save_file(checkpoint, path, name="pt")
-        self._newest = os.fspath(path)
-        unwanted, self._unwanted = self._unwanted - {self._newest}, set()
+        with self._lock:
+            self._newest, self._writing = self._writing, None
+            unwanted = self._unwanted - {self._newest}
+            self._unwanted = {self._newest} & self._awaited
+            self._awaited -= self._unwanted
         for one in unwanted:
             remove_file(one)
 
@@ -80,10 +89,14 @@ class HoldfastIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a file; the newest one when the next is on the disk."""
-        if os.fspath(path) == self._newest:
-            self._unwanted.add(self._newest)
-        elif os.path.exists(path):
-            remove_file(path)
+        name = os.fspath(path)
+        with self._lock:
+            if name == self._writing or not is_there(name):  # a thread is still to write it
+                self._awaited.add(name)
+            elif name == self._newest:
+                self._unwanted.add(name)
+            else:
+                remove_file(name)
 
 
 class HoldfastCallback(Callback):
@@ -116,6 +129,7 @@ class HoldfastCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumes, now that all objects are there."""
+        self._process = trainer.strategy.process_dataloader
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
         self.run = self._make(self._objects(trainer, pl_module))
         self._hosted = hosted = Hosted(self.run, lambda: trainer.callback_metrics)
@@ -126,7 +140,6 @@ class HoldfastCallback(Callback):
             )
         ours = {number: signal.getsignal(number) for number in before}
         self._handlers = {number: handler for number, handler in ours.items() if handler is not before[number]}
-        self._process = trainer.strategy.process_dataloader
         trainer.strategy.process_dataloader = self._feeding(trainer, hosted)  # type: ignore[method-assign]
         trainer.fit_loop._combined_loader = None  # made early where a module asked how many steps there will be
 
@@ -136,15 +149,15 @@ class HoldfastCallback(Callback):
             signal.signal(number, handler)
         self._check(trainer)
         if self.run.position.batch == 0:
-            trainer.fit_loop.restarting = False  # an epoch begins as any other
+            _as_any_other(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commits the epoch before."""
         self._running.epoch_begins()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Lets the rest of a resumed epoch end as any other: its last scheduler steps too."""
-        trainer.fit_loop.restarting = False
+        """Lets the rest of a resumed epoch end as it would have: its schedulers step too."""
+        _as_any_other(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commits the end of the training."""
@@ -216,6 +229,12 @@ class HoldfastCallback(Callback):
         counts = {"ready": begun, "started": begun, "processed": done, "completed": done}
         state["epoch_progress"] = {"total": counts, "current": dict(counts)}
         return state
+
+
+def _as_any_other(trainer: Trainer) -> None:
+    """Tells Lightning's loops that nothing is left to make up for: the run stands where one of them begins anew."""
+    trainer.fit_loop._restarting = False  # the property would be true again with max_steps
+    trainer.fit_loop.epoch_loop.restarting = False
 
 
 def _callbacks(trainer: Trainer, own: Callback) -> dict[str, Any]:
