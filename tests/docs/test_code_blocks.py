@@ -19,12 +19,21 @@ import torch
 import holdfast
 from tests.docs.pages import ROOT, Block, blocks, commands, recipes
 
+FRAMEWORKS = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (
+        "The '.*_dataloader' does not have many workers",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    )
+]
+"""What Lightning warns of."""
 PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
         for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export")
     ),
+    *(pytest.param(f"docs/{name}.md", marks=FRAMEWORKS) for name in ("integrations", "moving")),
 ]
 NOT_OURS = {"make", "git", "python", "pip"}
 """Programs in console blocks that other tests run: ``make test`` is the one that is running now."""

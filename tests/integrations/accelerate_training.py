@@ -36,9 +36,7 @@ class Counter:
 class Small:
     """Everything that is prepared."""
 
-    def __init__(
-        self, *, seedable: bool = False, stateful: bool = False, accumulate: int = 1, seed: int = 7
-    ) -> None:
+    def __init__(self, *, seedable: bool = False, stateful: bool = False, accumulate: int = 1, seed: int = 7) -> None:
         set_seed(seed)
         config = DataLoaderConfiguration(use_seedable_sampler=seedable, use_stateful_dataloader=stateful)
         self.accelerator = Accelerator(cpu=True, dataloader_config=config, gradient_accumulation_steps=accumulate)

@@ -59,9 +59,7 @@ class Small:
 
     def stop(self, batch: int, number: int = signal.SIGKILL) -> Small:
         """Sends this process a signal behind a batch."""
-        self.trainer.add_event_handler(
-            Events.ITERATION_COMPLETED(once=batch), lambda: os.kill(os.getpid(), number)
-        )
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=batch), lambda: os.kill(os.getpid(), number))
         return self
 
     def train(self, root: Path | None = None, epochs: int = EPOCHS, **options: Any) -> Small:

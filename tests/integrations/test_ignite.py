@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,18 @@ def test_the_metrics_of_the_evaluator_are_committed_with_their_epoch(tmp_path: P
     small = Small().train(tmp_path / "run", best="loss:min", keep="last:1")
     last, best = small.run.last, small.run.best
     assert last.metrics == {"loss": pytest.approx(small.evaluator.state.metrics["loss"])}
-    assert last.step == EPOCHS * BATCHES and best.metrics["loss"] <= last.metrics["loss"]
+    assert last.step == EPOCHS * BATCHES
+    assert best.metrics["loss"] <= last.metrics["loss"]
     model = best.build()
-    assert not model.training and model is not small.net
+    assert not model.training
+    assert model is not small.net
 
 
 def test_more_epochs_go_on_and_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     Small().train(tmp_path / "run", epochs=2)
     more = Small().train(tmp_path / "run")
-    assert differing(Small().train(), more) == [] and len(more.seen) == SIZE
+    assert differing(Small().train(), more) == []
+    assert len(more.seen) == SIZE
     assert Small().train(tmp_path / "run").seen == []
 
 
@@ -100,10 +104,13 @@ def test_what_a_program_keeps_in_the_engines_state_goes_on(tmp_path: Path) -> No
     assert train(3).state.total == 9
 
 
-def test_the_name_of_the_runs_own_part_is_refused(tmp_path: Path) -> None:
+def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
     engine = Engine(lambda engine, batch: None)
     with pytest.raises(ArgumentError, match="`engine` is the name under which the run keeps"):
         attach(engine, tmp_path / "run", engine=engine)
+    attach(engine, tmp_path / "run")
+    with pytest.raises(ArgumentError, match="runs without data, and a run counts its items: give some"):
+        engine.run(epoch_length=3)
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------
@@ -151,6 +158,16 @@ def test_a_full_disk_leaves_a_file_only_here(tmp_path: Path, base: Any) -> None:
     assert len(list(tmp_path.glob("*.pt"))) == (1 if base is HoldfastSaver else 0)
 
 
+def test_a_file_is_flushed_to_the_disk_and_ignites_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (flushed.append(number), fsync(number))[1])
+    DiskSaver(tmp_path)({"epoch": 1}, "a.pt")
+    assert not flushed
+    HoldfastSaver(tmp_path)({"epoch": 1}, "a.pt")
+    assert len(flushed) >= 2  # the file, and the folder that names it
+
+
 def test_a_flipped_bit_is_found_and_torch_alone_loads_it(tmp_path: Path) -> None:
     saver = HoldfastSaver(tmp_path)
     small = checkpointed(saver).train(epochs=1)
@@ -177,11 +194,15 @@ def test_nan_is_never_best_and_with_ignite_alone_it_is_for_ever(tmp_path: Path, 
     scores = iter([float("nan"), 0.5, 0.9])
     small = Small()
     if ours:
-        run = attach(small.trainer, tmp_path / "run", best="score:max", metrics=lambda: {"score": next(scores)}, **small.objects)
+        run = attach(
+            small.trainer, tmp_path / "run", best="score:max", metrics=lambda: {"score": next(scores)}, **small.objects
+        )
         small.train(epochs=3)
         assert run.best.metrics == {"score": 0.9}
     else:
-        best = Checkpoint(small.objects, DiskSaver(tmp_path), score_function=lambda engine: next(scores), score_name="s")
+        best = Checkpoint(
+            small.objects, DiskSaver(tmp_path), score_function=lambda engine: next(scores), score_name="s"
+        )
         small.trainer.add_event_handler(Events.EPOCH_COMPLETED, best)
         small.train(epochs=3)
         assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint_s=nan.pt"]
@@ -200,7 +221,8 @@ def test_ignites_own_files_are_restored_adopted_and_begun_from(tmp_path: Path) -
     again = Small()
     with holdfast.Run(tmp_path / "run", **again.objects) as run:
         at = run.resume()
-    assert at is not None and at.step == EPOCHS * BATCHES
+    assert at is not None
+    assert at.step == EPOCHS * BATCHES
     for one in (net, again.net):
         assert all(torch.equal(v, one.state_dict()[k]) for k, v in small.net.state_dict().items())
     begun = Small().train(tmp_path / "new", epochs=1, start_from=tmp_path / "old" / "checkpoint_18.pt")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 import holdfast
@@ -103,20 +103,24 @@ def test_sigterm_in_the_validation_of_an_epoch_commits_it(tmp_path: Path, whole:
 def test_the_metrics_of_an_epoch_are_committed_with_it_and_the_best_one_stays(tmp_path: Path) -> None:
     kept = HoldfastCallback(tmp_path / "run", best="val_loss:min", keep="last:1")
     net = train(tmp_path, kept, epochs=4)
-    losses = {step.step: step.manifest.metrics["val_loss"] for step in holdfast.runs.catalog.scan(kept.run.path).readable}  # type: ignore[union-attr]
+    losses = {
+        step.step: step.manifest.metrics["val_loss"] for step in holdfast.runs.catalog.scan(kept.run.path).readable
+    }  # type: ignore[union-attr]
     assert kept.run.best.metrics["val_loss"] == min(losses.values())
     assert max(losses) == 4 * BATCHES == kept.run.position.step
     assert losses[max(losses)] == pytest.approx(net.trainer.callback_metrics["val_loss"].item())
     assert len(losses) <= 2
     model = kept.run.best.build()
-    assert not model.training and model is not net
+    assert not model.training
+    assert model is not net
 
 
 def test_more_epochs_go_on_behind_the_end(tmp_path: Path) -> None:
     root = tmp_path / "run"
     train(tmp_path, HoldfastCallback(root), epochs=2)
     more = train(tmp_path, HoldfastCallback(root), epochs=EPOCHS)
-    assert differing(train(tmp_path), more) == [] and len(more.seen) == SIZE
+    assert differing(train(tmp_path), more) == []
+    assert len(more.seen) == SIZE
     assert train(tmp_path, HoldfastCallback(root)).seen == []
 
 
@@ -138,7 +142,8 @@ def test_the_other_callbacks_go_on_too(tmp_path: Path) -> None:
     train(tmp_path, HoldfastCallback(root), first, epochs=2, enable_checkpointing=True)
     second = saver()
     train(tmp_path, HoldfastCallback(root), second, epochs=2, enable_checkpointing=True)
-    assert second.best_model_path == first.best_model_path and second.best_model_score == first.best_model_score
+    assert second.best_model_path == first.best_model_path
+    assert second.best_model_score == first.best_model_score
 
 
 def test_an_error_commits_what_was_done_before(tmp_path: Path) -> None:
@@ -266,7 +271,7 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
     io = HoldfastIO()
     with pytest.raises(ArgumentError, match="takes no storage_options"):
         io.save_checkpoint({}, tmp_path / "a.ckpt", storage_options={"x": 1})
-    with pytest.raises(NotFound, match="none.ckpt"):
+    with pytest.raises(NotFound, match=r"none.ckpt"):
         io.load_checkpoint(tmp_path / "none.ckpt")
     io.remove_checkpoint(tmp_path / "none.ckpt")
 
@@ -283,7 +288,8 @@ def test_lightnings_own_files_are_restored_adopted_and_begun_from(tmp_path: Path
     holdfast.surgery.adopt(tmp_path / "old", tmp_path / "run", best="val_loss:min")
     with holdfast.Run(tmp_path / "run", model=net, optimizer=torch.optim.AdamW(net.parameters())) as run:
         at = run.resume()
-    assert at is not None and at.epoch == EPOCHS
+    assert at is not None
+    assert at.epoch == EPOCHS
     assert all(torch.equal(value, state_of(last)[name]) for name, value in net.state_dict().items())
     begun = HoldfastCallback(tmp_path / "new", start_from=Path(saves.best_model_path))
     train(tmp_path, begun, epochs=1)

@@ -78,7 +78,8 @@ def test_the_trainer_alone_goes_on_from_half_a_checkpoint_with_a_new_optimizer(t
     again = trainer_in(tmp_path, max_steps=5)
     again.train(resume_from_checkpoint=True)
     counts = {float(state["step"]) for state in again.optimizer.state.values()}
-    assert again.state.global_step == 5 and counts == {1.0}
+    assert again.state.global_step == 5
+    assert counts == {1.0}
 
 
 def test_a_commit_that_was_cut_off_is_never_gone_on_from(tmp_path: Path) -> None:
@@ -88,7 +89,8 @@ def test_a_commit_that_was_cut_off_is_never_gone_on_from(tmp_path: Path) -> None
     newest.rename(root / ".step-00000018.partial")
     watch = Watch()
     again = finished(trainer_in(tmp_path, watch), root, save="4step")
-    assert watch.steps == 2 and differing(finished(trainer_in(tmp_path)), again) == []
+    assert watch.steps == 2
+    assert differing(finished(trainer_in(tmp_path)), again) == []
 
 
 def test_a_damaged_commit_is_passed_over_and_the_trainer_alone_trains_on_with_one(tmp_path: Path) -> None:
@@ -99,7 +101,8 @@ def test_a_damaged_commit_is_passed_over_and_the_trainer_alone_trains_on_with_on
     flip_in(newest / "model.safetensors", weight.numpy().tobytes())
     watch = Watch()
     again = finished(trainer_in(tmp_path, watch), root)
-    assert watch.steps == STEPS and differing(first, again) == []
+    assert watch.steps == STEPS
+    assert differing(first, again) == []
 
     alone = trainer_in(tmp_path, save_strategy="epoch")
     alone.train()
@@ -140,7 +143,8 @@ def test_a_run_begins_anew_when_asked_to(tmp_path: Path) -> None:
     first = finished(trainer_in(tmp_path), tmp_path / "run")
     watch = Watch()
     again = finished(trainer_in(tmp_path, watch), tmp_path / "run", fresh=True)
-    assert watch.steps == STEPS * EPOCHS and differing(first, again) == []
+    assert watch.steps == STEPS * EPOCHS
+    assert differing(first, again) == []
     assert len(list((tmp_path / "run" / "superseded").iterdir())) == EPOCHS
 
 
@@ -159,7 +163,7 @@ def test_a_run_that_another_process_moved_on_meanwhile_is_noticed(
 ) -> None:
     finished(trainer_in(tmp_path), tmp_path / "run")
     monkeypatch.setattr("holdfast.integrations.transformers._as_checkpoint", lambda root, folder: None)
-    with pytest.raises(ArgumentError, match="the run stands at step 18, the trainer at 0; .*: start again"):
+    with pytest.raises(ArgumentError, match=r"the run stands at step 18, the trainer at 0; .*: start again"):
         held(trainer_in(tmp_path), tmp_path / "run")
 
 

@@ -12,8 +12,8 @@ from holdfast.integrations.hosting import Kept, not_installed, numbered
 from holdfast.training.run import Run
 
 try:
-    from accelerate import Accelerator
-    from accelerate.data_loader import SeedableRandomSampler
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
 except ImportError as reason:
     raise not_installed("accelerate", reason) from None
 
@@ -48,7 +48,9 @@ def run(accelerator: Accelerator, root: str | os.PathLike[str], **options: Any) 
         ...     saved = kept.save(step=1)
     """
     if not accelerator._models and not accelerator._optimizers:
-        raise ArgumentError(f"`{os.fspath(root)}`: the accelerator has prepared nothing yet; call this behind prepare()")
+        raise ArgumentError(
+            f"`{os.fspath(root)}`: the accelerator has prepared nothing yet; call this behind prepare()"
+        )
     if any(getattr(loader, "use_stateful_dataloader", False) for loader in accelerator._dataloaders):
         raise ArgumentError(
             f"`{os.fspath(root)}`: with use_stateful_dataloader=True the order of the data is drawn when a loader is "

@@ -100,7 +100,8 @@ class Fed:
         vars(self).update(_hosted=hosted, _loader=loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._hosted.items(self._loader)  # draws nothing before its first item is asked for
+        hosted: Hosted = self._hosted
+        return hosted.items(self._loader)  # draws nothing before its first item is asked for
 
     def __len__(self) -> int:
         return len(self._loader)

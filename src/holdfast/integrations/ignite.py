@@ -143,6 +143,10 @@ class _Attached:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Engine) -> None:
+        if engine.state.dataloader is None:
+            raise ArgumentError(
+                f"`{self._run.path}`: the engine runs without data, and a run counts its items: give some"
+            )
         self._hosted = Hosted(self._run, self._metrics)
         at = self._run.position
         engine.state.epoch, engine.state.iteration = at.epoch, at.step

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import ArgumentError
 from holdfast.integrations.hosting import Hosted, Kept, not_installed, numbered
@@ -20,13 +21,17 @@ from holdfast.training.run import Run
 from holdfast.transfer.load import load_tree
 from holdfast.transfer.save import save_file
 
+_OLD_NAME = find_spec("lightning") is None or (
+    "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules
+)
+
 try:
-    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-        from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
-        from pytorch_lightning import Callback, LightningModule, Trainer
-    else:
+    if TYPE_CHECKING or not _OLD_NAME:
         from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
         from lightning.pytorch import Callback, LightningModule, Trainer
+    else:
+        from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+        from pytorch_lightning import Callback, LightningModule, Trainer
 except ImportError as reason:
     raise not_installed("lightning", reason) from None
 
@@ -123,7 +128,7 @@ class HoldfastCallback(Callback):
     def __init__(
         self, root: str | os.PathLike[str], *, best: Any = None, keep: Any = None, save: str = "1ep", **options: Any
     ) -> None:
-        self._make = lambda objects: Run(root, best=best, keep=keep, save=save, **options, **objects)
+        self._options = {"best": best, "keep": keep, "save": save, **options}
         self._root = os.fspath(root)
         self._hosted: Hosted | None = None
 
@@ -131,7 +136,7 @@ class HoldfastCallback(Callback):
         """Resumes, now that all objects are there."""
         self._process = trainer.strategy.process_dataloader
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        self.run = self._make(self._objects(trainer, pl_module))
+        self.run = Run(self._root, **self._options, **self._objects(trainer, pl_module))
         self._hosted = hosted = Hosted(self.run, lambda: trainer.callback_metrics)
         if hosted.at is not None and trainer.ckpt_path:
             raise ArgumentError(
@@ -140,7 +145,7 @@ class HoldfastCallback(Callback):
             )
         ours = {number: signal.getsignal(number) for number in before}
         self._handlers = {number: handler for number, handler in ours.items() if handler is not before[number]}
-        trainer.strategy.process_dataloader = self._feeding(trainer, hosted)  # type: ignore[method-assign]
+        trainer.strategy.process_dataloader = self._feeding(trainer, hosted)  # type: ignore[method-assign, assignment]
         trainer.fit_loop._combined_loader = None  # made early where a module asked how many steps there will be
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,7 +218,7 @@ class HoldfastCallback(Callback):
             **numbered("optimizer", trainer.optimizers),
             **numbered("scheduler", schedulers),
             "precision": precision if precision.state_dict() else None,
-            "datamodule": trainer.datamodule,
+            "datamodule": trainer.datamodule,  # type: ignore[attr-defined]
             "loops": Kept(lambda: self._loops(trainer), trainer.fit_loop.load_state_dict),
             "callbacks": Kept(lambda: _callbacks(trainer, self), lambda state: _restore_callbacks(trainer, state)),
             "hooks": Kept(lambda: _hooks(trainer, module, self), lambda state: _restore_hooks(trainer, module, state)),
@@ -222,7 +227,7 @@ class HoldfastCallback(Callback):
 
     def _loops(self, trainer: Trainer) -> dict[str, Any]:
         """The progress of Lightning's loops, at the run's position: between two batches, or between two epochs."""
-        state = {key: value for key, value in trainer.fit_loop.state_dict().items()}
+        state = dict(trainer.fit_loop.state_dict())
         state["state_dict"] = {}  # the place of the loaders, which the run keeps
         position = self.run.position
         done, begun = position.epoch, position.epoch + (position.batch > 0)

@@ -152,15 +152,15 @@ class _Steps:
 def _state_of(trainer: Trainer) -> dict[str, Any]:
     """The trainer's state with that of its callbacks, as it is when the trainer itself saves."""
     alive = [*trainer.callback_handler.callbacks, trainer.control]
-    exported = TrainerState(stateful_callbacks=[one for one in alive if isinstance(one, ExportableState)])
+    exported = TrainerState(stateful_callbacks=[one for one in alive if isinstance(one, ExportableState)])  # type: ignore[misc]
     return {**dataclasses.asdict(trainer.state), "stateful_callbacks": exported.stateful_callbacks}
 
 
 def _as_checkpoint(root: str, folder: str) -> str | None:
     """Makes ``folder`` a checkpoint for the trainer, out of the newest good one of the run; None without one.
 
-    It holds what the trainer decides by: its state, and the weights, which are not copied. All the rest, and the
-    weights once more with everything that belongs to them, is restored by the run when the trainer has made its objects.
+    It holds what the trainer decides by: its state, and the weights, which are not copied. The run restores all of it
+    when the trainer has made its objects.
     """
     if not is_there(root):
         return None
