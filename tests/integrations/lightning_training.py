@@ -54,6 +54,25 @@ class Net(LightningModule):
         self.extra = checkpoint["extra"]
 
 
+class Two(Net):
+    """Steps two optimizers by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, index))
+            optimizer.step()
+        del self.seen[-len(batch[1]) :]
+
+    def configure_optimizers(self) -> Any:
+        momentum = torch.optim.SGD(self.layers[3].parameters(), lr=0.1, momentum=0.9)
+        return [torch.optim.AdamW(self.layers[0].parameters()), momentum]
+
+
 class Stop(Callback):
     """Sends this process a signal behind a batch, counted from the start of this process."""
 
@@ -72,10 +91,17 @@ def data() -> DataLoader[Any]:
     return DataLoader(TensorDataset(rows, torch.arange(SIZE)), batch_size=BATCH, shuffle=True)
 
 
-def train(folder: Path, *callbacks: Callback, epochs: int = EPOCHS, ckpt_path: Any = None, **options: Any) -> Net:
+def train(
+    folder: Path,
+    *callbacks: Callback,
+    epochs: int = EPOCHS,
+    ckpt_path: Any = None,
+    kind: type[Net] = Net,
+    **options: Any,
+) -> Net:
     """Trains from the seed, or from where the callbacks or ``ckpt_path`` stand."""
     seed_everything(7, verbose=False)
-    net = Net()
+    net = kind()
     options = {"enable_checkpointing": False, **options}
     trainer = Trainer(
         max_epochs=epochs,
@@ -96,6 +122,7 @@ def train(folder: Path, *callbacks: Callback, epochs: int = EPOCHS, ckpt_path: A
 def state_of(net: Net) -> dict[str, Any]:
     """All that two trainings must have alike."""
     optimizer = net.trainer.optimizers[0]
+    logged = net.trainer.fit_loop.epoch_loop._batches_that_stepped  # the step of a logger
     moments = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     return {
         **net.state_dict(),
@@ -103,7 +130,7 @@ def state_of(net: Net) -> dict[str, Any]:
         "lr": torch.tensor(optimizer.param_groups[0]["lr"]),
         "rng": net.rng,
         "extra": torch.tensor(net.extra),
-        "steps": torch.tensor([net.global_step, net.trainer.current_epoch]),
+        "steps": torch.tensor([net.global_step, net.trainer.current_epoch, logged]),
         "val_loss": net.trainer.callback_metrics["val_loss"],
     }
 

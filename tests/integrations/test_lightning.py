@@ -19,7 +19,18 @@ import holdfast
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, UntrustedType
 from holdfast.integrations.lightning import HoldfastCallback, HoldfastIO
 from tests.integrations.forking import ends_with
-from tests.integrations.lightning_training import BATCHES, EPOCHS, SIZE, Net, Stop, data, differing, state_of, train
+from tests.integrations.lightning_training import (
+    BATCHES,
+    EPOCHS,
+    SIZE,
+    Net,
+    Stop,
+    Two,
+    data,
+    differing,
+    state_of,
+    train,
+)
 from tests.integrations.planted import Planted, flip_in
 
 pytestmark = [
@@ -55,6 +66,27 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, whole: Net, stop:
     assert differing(whole, again) == []
     done = SIZE * EPOCHS - len(again.seen)  # a killed batch is trained again, and none that was committed
     assert done == {"1step": stop - 1, "1ep": (stop - 1) // BATCHES * BATCHES}[save] * 4 - 2 * ((stop - 1) // BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stop", "background"),
+    [
+        ({"accumulate_grad_batches": 2}, 8, False),
+        ({"val_check_interval": 2}, 3, False),
+        ({"kind": Two}, 9, False),
+        ({"precision": "bf16-mixed", "gradient_clip_val": 0.1}, 13, True),
+    ],
+    ids=["accumulating", "validating between steps", "two optimizers", "in the background"],
+)
+def test_so_does_one_that(tmp_path: Path, shape: dict[str, Any], stop: int, background: bool) -> None:
+    def kept() -> HoldfastCallback:
+        return HoldfastCallback(tmp_path / "run", save="1step", background=background)
+
+    code = ends_with(lambda: train(tmp_path, kept(), Stop(stop), **shape))
+    again = train(tmp_path, kept(), **shape)
+    assert code == -signal.SIGKILL
+    assert differing(train(tmp_path, **shape), again) == []
+    assert len(again.seen) < SIZE * EPOCHS
 
 
 def test_lightning_alone_goes_on_in_an_epoch_with_other_data(tmp_path: Path, whole: Net) -> None:
@@ -165,6 +197,14 @@ def test_a_checkpoint_of_lightning_and_a_run_that_goes_on_contradict(tmp_path: P
     (file,) = tmp_path.glob("*.ckpt")
     with pytest.raises(ArgumentError, match=r"goes on by itself from step 6, and fit was given ckpt_path=.*leave it"):
         train(tmp_path, HoldfastCallback(root), ckpt_path=file)
+
+
+def test_a_run_of_another_model_is_refused_and_let_go(tmp_path: Path) -> None:
+    with holdfast.Run(tmp_path / "run", model=torch.nn.Linear(1, 1)) as run:
+        run.save(step=1)
+    for _ in range(2):  # and not RunLocked, the second time
+        with pytest.raises(NotFound, match="has no part for `(loops|optimizer|callbacks|hooks)`"):
+            train(tmp_path, HoldfastCallback(tmp_path / "run"))
 
 
 def test_two_training_loaders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

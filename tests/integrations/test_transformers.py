@@ -167,6 +167,11 @@ def test_a_run_that_another_process_moved_on_meanwhile_is_noticed(
         held(trainer_in(tmp_path), tmp_path / "run")
 
 
+def test_a_run_in_a_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="reads what a run holds as files: name a folder"):
+        held(trainer_in(tmp_path), "memory://bucket/run")
+
+
 def test_safetensors_reads_the_weights_of_a_run(tmp_path: Path) -> None:
     trainer = finished(trainer_in(tmp_path), tmp_path / "run")
     (newest,) = (tmp_path / "run").glob("step-*18")

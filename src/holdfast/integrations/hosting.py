@@ -9,7 +9,6 @@ import torch
 
 from holdfast.errors import MissingExtra
 from holdfast.objects.rng import capture_rng, restore_rng
-from holdfast.objects.stateful import Stateful
 from holdfast.training.run import Run
 
 
@@ -40,7 +39,11 @@ class Hosted:
 
     def __init__(self, run: Run, metrics: Callable[[], Mapping[str, Any]]) -> None:
         self.run = run
-        self.at = run.resume()
+        try:
+            self.at = run.resume()
+        except BaseException:
+            run.close()  # the program may catch it, mend what does not fit, and try again
+            raise
         self.amid = False
         self._metrics = metrics
         self._rng = capture_rng() if self.at is not None and not self.at.batch else None
@@ -150,6 +153,3 @@ class Kept:
     def load_state_dict(self, state: Any) -> None:
         """Takes its state back."""
         self._restore(state)
-
-
-_: type[Stateful] = Kept

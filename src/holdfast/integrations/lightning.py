@@ -153,6 +153,8 @@ class HoldfastCallback(Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._check(trainer)
+        loop = trainer.fit_loop.epoch_loop
+        self._stepped = None if loop.restarted_on_train_batch_end else loop._batches_that_stepped
         if self.run.position.batch == 0:
             _as_any_other(trainer)
 
@@ -163,6 +165,8 @@ class HoldfastCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Lets the rest of a resumed epoch end as it would have: its schedulers step too."""
         _as_any_other(trainer)
+        if self._stepped is not None:  # Lightning counts one more where it passes over a validation that was done
+            trainer.fit_loop.epoch_loop._batches_that_stepped, self._stepped = self._stepped, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commits the end of the training."""

@@ -17,7 +17,8 @@ from holdfast.runs.catalog import scan
 from holdfast.runs.verify import verify
 from holdfast.serialization.reading import read_tree
 from holdfast.state.flatten import child
-from holdfast.storage.places import is_there
+from holdfast.state.paths import printable
+from holdfast.storage.places import is_there, is_url
 from holdfast.training.run import Run
 from holdfast.transfer.opened import opened_document
 
@@ -64,7 +65,12 @@ def train(
 
     Raises:
         RunLocked, MismatchError, CorruptFile: as ``holdfast.Run``.
+        ArgumentError: a run in a store.
     """
+    if is_url(root):
+        raise ArgumentError(
+            f"`{printable(os.fspath(root))}`: the trainer reads what a run holds as files: name a folder"
+        )
     options = {"best": best, "keep": keep, "save": save, "resume": False if fresh else "last", **options}
     with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
         callback = _RunCallback(trainer, os.fspath(root), options)
