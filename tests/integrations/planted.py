@@ -17,13 +17,6 @@ class Planted:
         return os.mkdir, (str(self.proof),)
 
 
-def flip(path: Path, fraction: float = 0.5) -> None:
-    """Flips a bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[int(len(content) * fraction)] ^= 1
-    path.write_bytes(content)
-
-
 def flip_in(path: Path, content: bytes) -> None:
     """Flips a bit in the middle of bytes that a file is known to hold."""
     whole = path.read_bytes()

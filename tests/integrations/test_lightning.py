@@ -203,7 +203,7 @@ def test_a_run_of_another_model_is_refused_and_let_go(tmp_path: Path) -> None:
     with holdfast.Run(tmp_path / "run", model=torch.nn.Linear(1, 1)) as run:
         run.save(step=1)
     for _ in range(2):  # and not RunLocked, the second time
-        with pytest.raises(NotFound, match="has no part for `(loops|optimizer|callbacks|hooks)`"):
+        with pytest.raises(NotFound, match=r"has no part for `(loops|optimizer|callbacks|hooks)`"):
             train(tmp_path, HoldfastCallback(tmp_path / "run"))
 
 

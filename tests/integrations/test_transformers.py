@@ -47,7 +47,9 @@ def test_a_run_changes_nothing_of_a_training(tmp_path: Path, shape: dict[str, An
     [(SHAPES[0], 3, "1step"), (SHAPES[0], 8, "1ep"), (SHAPES[1], 4, "1step"), (SHAPES[2], 14, "1step")],
     ids=str,
 )
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, shape: dict[str, Any], stop: int, save: str) -> None:
+def test_a_killed_training_goes_on_bit_for_bit(
+    tmp_path: Path, shape: dict[str, Any], stop: int, save: str, caplog: pytest.LogCaptureFixture
+) -> None:
     root = tmp_path / "run"
     code = ends_with(lambda: held(trainer_in(tmp_path, Watch(stop), **shape), root, save=save))
     watch = Watch()
@@ -55,6 +57,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, shape: dict[str, 
     assert code == -signal.SIGKILL
     assert differing(finished(trainer_in(tmp_path, **shape)), again) == []
     assert watch.steps == again.state.global_step - {"1step": stop - 1, "1ep": STEPS}[save]
+    assert not [line for line in caplog.messages if "as in the checkpoint" in line]  # the scheduler sets the rate
 
 
 def test_sigterm_commits_and_says_so_with_its_exit_code(tmp_path: Path) -> None:
