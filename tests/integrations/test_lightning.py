@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def test_sigterm_commits_and_says_so_with_its_exit_code(tmp_path: Path, whole: N
     assert ends_with(lambda: train(tmp_path, HoldfastCallback(root, save="1ep signal"), stop)) == 128 + signal.SIGTERM
     assert holdfast.load(root)["loops"]["epoch_loop.batch_progress"]["total"]["completed"] == 4
     assert differing(whole, train(tmp_path, HoldfastCallback(root))) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_handler_of_the_run_is_left_behind(tmp_path: Path, fails: bool) -> None:
+    class Fails(Stop):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if fails:
+                raise ValueError("bad data")
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(ValueError, match="bad data") if fails else nullcontext():
+        train(tmp_path, HoldfastCallback(tmp_path / "run", save="1ep signal"), Fails(0), epochs=1)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_lightning_alone_ends_with_exit_code_0_and_no_checkpoint(tmp_path: Path) -> None:

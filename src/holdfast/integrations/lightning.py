@@ -135,7 +135,7 @@ class HoldfastCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumes, now that all objects are there."""
         self._process = trainer.strategy.process_dataloader
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         self.run = Run(self._root, **self._options, **self._objects(trainer, pl_module))
         self._hosted = hosted = Hosted(self.run, lambda: trainer.callback_metrics)
         if hosted.at is not None and trainer.ckpt_path:
@@ -145,11 +145,13 @@ class HoldfastCallback(Callback):
             )
         ours = {number: signal.getsignal(number) for number in before}
         self._handlers = {number: handler for number, handler in ours.items() if handler is not before[number]}
+        for number in self._handlers:  # Lightning keeps those that it finds, and puts them back when all is over
+            signal.signal(number, before[number])
         trainer.strategy.process_dataloader = self._feeding(trainer, hosted)  # type: ignore[method-assign, assignment]
         trainer.fit_loop._combined_loader = None  # made early where a module asked how many steps there will be
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals back: Lightning's handler would end the program before the run can save."""
+        """Takes the signals: Lightning's handler would end the program before the run can save."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._check(trainer)
