@@ -35,11 +35,19 @@ class Small:
         self.evaluator = Engine(self.validate)
         Average().attach(self.evaluator, "loss")
         self.seen: list[int] = []
+        self.bad = 0
         rows = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(5))
         self.loader = DataLoader(TensorDataset(rows, torch.arange(SIZE)), batch_size=BATCH, shuffle=True)
         self.objects = {"model": self.net, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
+    def fails_at(self, iteration: int) -> Small:
+        """Finds something wrong in the data of an iteration."""
+        self.bad = iteration
+        return self
+
     def step(self, engine: Engine, batch: list[torch.Tensor]) -> float:
+        if engine.state.iteration == self.bad:
+            raise ValueError("bad data")
         self.seen += batch[1].tolist()
         self.net.train()
         self.optimizer.zero_grad()

@@ -71,6 +71,26 @@ def test_sigterm_commits_and_says_so_with_its_exit_code(tmp_path: Path, whole: S
     assert differing(whole, Small().train(root)) == []
 
 
+def test_an_error_commits_what_was_done_before_and_lets_go_of_the_run(tmp_path: Path, whole: Small) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="bad data") as caught:
+        Small().fails_at(4).train(tmp_path / "run", save="1ep exception signal")
+    assert any("step 3 of the run is saved" in note for note in caught.value.__notes__)
+    assert signal.getsignal(signal.SIGTERM) == before
+    again = Small().train(tmp_path / "run")
+    assert differing(whole, again) == []
+    assert len(again.seen) == SIZE * EPOCHS - 3 * 4
+
+
+def test_an_error_that_the_program_hears_of_itself_is_its_own_affair(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+    small = Small().fails_at(4)
+    small.trainer.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
+    small.train(tmp_path / "run")
+    assert [str(error) for error in errors] == ["bad data"]
+    assert small.run.last.step == small.run.position.step == small.trainer.state.iteration
+
+
 def test_the_metrics_of_the_evaluator_are_committed_with_their_epoch(tmp_path: Path) -> None:
     small = Small().train(tmp_path / "run", best="loss:min", keep="last:1")
     last, best = small.run.last, small.run.best
@@ -104,6 +124,21 @@ def test_what_a_program_keeps_in_the_engines_state_goes_on(tmp_path: Path) -> No
     assert train(3).state.total == 9
 
 
+def test_an_epoch_that_is_ended_early_is_followed_by_a_whole_one(tmp_path: Path) -> None:
+    def train(stop: int) -> Small:
+        small = Small()
+        small.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), small.trainer.terminate_epoch)
+        return (small.stop(stop) if stop else small).train(tmp_path / str(stop), save="1step")
+
+    whole = train(0)
+    assert len(whole.seen) == 8 + 2 * SIZE
+    assert ends_with(lambda: train(4)) == -signal.SIGKILL
+    again = Small().train(tmp_path / "4", save="1step")
+    assert differing(whole, again) == []
+    assert len(again.seen) == 2 * SIZE - 4
+    assert again.run.position.epoch == EPOCHS
+
+
 def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
     engine = Engine(lambda engine, batch: None)
     with pytest.raises(ArgumentError, match="`engine` is the name under which the run keeps"):
@@ -111,6 +146,12 @@ def test_what_can_not_be_kept_is_refused(tmp_path: Path) -> None:
     attach(engine, tmp_path / "run")
     with pytest.raises(ArgumentError, match="runs without data, and a run counts its items: give some"):
         engine.run(epoch_length=3)
+    engine = Engine(lambda engine, batch: None)
+    attach(engine, tmp_path / "other")
+    with pytest.raises(
+        ArgumentError, match="epoch_length=3 is not the length of the data, and an epoch of a run is one"
+    ):
+        engine.run([1, 2], epoch_length=3)
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
 from typing import Any
 
 from holdfast.errors import ArgumentError
@@ -136,29 +136,49 @@ class _Attached:
 
     def __init__(self, run: Run, metrics: Callable[[], Mapping[str, Any]]) -> None:
         self._run, self._metrics = run, metrics
+        self._whole = True  # whether the epoch that was begun last came to its end
 
     def listen(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
     def _started(self, engine: Engine) -> None:
-        if engine.state.dataloader is None:
+        data, length = engine.state.dataloader, engine.state.epoch_length
+        if data is None:
             raise ArgumentError(
                 f"`{self._run.path}`: the engine runs without data, and a run counts its items: give some"
+            )
+        if length is not None and length != (len(data) if isinstance(data, Sized) else None):
+            raise ArgumentError(
+                f"`{self._run.path}`: epoch_length={length} is not the length of the data, and an epoch of a run is "
+                "one pass over them: leave epoch_length out"
             )
         self._hosted = Hosted(self._run, self._metrics)
         at = self._run.position
         engine.state.epoch, engine.state.iteration = at.epoch, at.step
-        engine.state.dataloader = self._hosted.feed(engine.state.dataloader)
+        engine.state.dataloader = self._hosted.feed(data)
 
     def _epoch_started(self, engine: Engine) -> None:
         self._hosted.epoch_begins()
+        self._whole = False
+        # one pass for each epoch, also behind one that ended early; from where a resumed one stands
+        engine._dataloader_iter, engine._init_iter = None, self._run.position.batch
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        self._whole = True
 
     def _completed(self, engine: Engine) -> None:
-        length = engine.state.epoch_length
-        self._hosted.finish(complete=length is None or engine.state.iteration % length == 0)
+        self._hosted.finish(complete=self._whole)
         self._run.close()
+
+    def _failed(self, engine: Engine, error: BaseException) -> None:
+        """As without a handler; where the program has one of its own, Ignite goes on, and so does the run."""
+        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:
+            self._run.__exit__(type(error), error, None)
+            raise error
 
 
 def _user_values(engine: Engine) -> dict[str, Any]:
