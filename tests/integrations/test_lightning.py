@@ -162,6 +162,13 @@ def test_the_metrics_of_an_epoch_are_committed_with_it_and_the_best_one_stays(tm
     assert model is not net
 
 
+def test_an_epoch_without_a_validation_has_no_metrics_of_another(tmp_path: Path) -> None:
+    kept = HoldfastCallback(tmp_path / "run", best="val_loss:min")
+    train(tmp_path, kept, epochs=4, check_val_every_n_epoch=2, kind=Two)
+    steps = holdfast.runs.catalog.scan(kept.run.path).readable
+    assert [sorted(one.manifest.metrics) for one in steps if one.manifest] == [[], ["val_loss"], [], ["val_loss"]]
+
+
 def test_more_epochs_go_on_behind_the_end(tmp_path: Path) -> None:
     root = tmp_path / "run"
     train(tmp_path, HoldfastCallback(root), epochs=2)

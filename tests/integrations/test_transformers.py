@@ -127,6 +127,12 @@ def test_every_evaluation_is_committed_and_the_best_stays(tmp_path: Path) -> Non
     assert len(list((tmp_path / "run").glob("step-*"))) <= 2
 
 
+def test_metrics_are_committed_with_the_weights_that_they_are_of_or_not_at_all(tmp_path: Path) -> None:
+    held(trainer_in(tmp_path, eval_strategy="steps", eval_steps=4), tmp_path / "run", save="1ep")
+    manifests = [json.loads(file.read_text()) for file in sorted((tmp_path / "run").glob("step-*/manifest.json"))]
+    assert [(one["step"], bool(one.get("metrics"))) for one in manifests] == [(6, False), (12, True), (18, True)]
+
+
 def test_the_callbacks_of_the_trainer_go_on(tmp_path: Path) -> None:
     options = {"metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True}
 

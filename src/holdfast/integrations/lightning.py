@@ -131,13 +131,14 @@ class HoldfastCallback(Callback):
         self._options = {"best": best, "keep": keep, "save": save, **options}
         self._root = os.fspath(root)
         self._hosted: Hosted | None = None
+        self._seen: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumes, now that all objects are there."""
         self._process = trainer.strategy.process_dataloader
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         self.run = Run(self._root, **self._options, **self._objects(trainer, pl_module))
-        self._hosted = hosted = Hosted(self.run, lambda: trainer.callback_metrics)
+        self._hosted = hosted = Hosted(self.run, lambda: self._measured(trainer))
         if hosted.at is not None and trainer.ckpt_path:
             raise ArgumentError(
                 f"`{self._root}`: the run goes on by itself from step {hosted.at.step}, and fit was given "
@@ -188,6 +189,11 @@ class HoldfastCallback(Callback):
         if self._hosted is None:
             raise ArgumentError(f"`{self._root}`: no fit is under way")
         return self._hosted
+
+    def _measured(self, trainer: Trainer) -> dict[str, Any]:
+        """What was logged since the epoch before: Lightning keeps metrics for epochs that do not validate."""
+        before, self._seen = self._seen, dict(trainer.callback_metrics)
+        return {name: value for name, value in self._seen.items() if value is not before.get(name)}
 
     def _let_go(self, trainer: Trainer) -> None:
         self.run.close()

@@ -120,8 +120,9 @@ class _RunCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Between two steps: the batches of the next one are drawn, and what came after the last one is done."""
         hosted = self._running
-        if self._metrics and hosted.amid and self._options["best"] is not None:
-            hosted.run.save(metrics=hosted.numbers())
+        measured = hosted.numbers()  # of the weights as they are now, and of no later ones
+        if measured and hosted.amid and self._options["best"] is not None:
+            hosted.run.save(metrics=measured)
         next(self._items)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **_: Any) -> None:
