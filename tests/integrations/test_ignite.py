@@ -102,6 +102,16 @@ def test_the_metrics_of_the_evaluator_are_committed_with_their_epoch(tmp_path: P
     assert model is not small.net
 
 
+def test_an_epoch_without_an_evaluation_has_no_metrics_of_another(tmp_path: Path) -> None:
+    small = Small()
+    run = attach(small.trainer, tmp_path / "run", evaluator=small.evaluator, **small.objects)
+    small.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: small.evaluator.run(small.loader))
+    small.trainer.run(small.loader, max_epochs=2)
+    assert holdfast.verify(tmp_path / "run").status == "OK"
+    assert run.last.metrics == {}
+    assert run.last.step == 2 * BATCHES
+
+
 def test_more_epochs_go_on_and_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     Small().train(tmp_path / "run", epochs=2)
     more = Small().train(tmp_path / "run")

@@ -124,7 +124,7 @@ def attach(
     """
     if "engine" in objects:
         raise ArgumentError("`engine` is the name under which the run keeps what the engine itself counts")
-    measured = metrics or (lambda: (evaluator or trainer).state.metrics)
+    measured = metrics or (_latest(evaluator) if evaluator is not None else lambda: trainer.state.metrics)
     kept = Kept(lambda: _user_values(trainer), lambda values: vars(trainer.state).update(values))
     run = Run(root, best=best, keep=keep, save=save, engine=kept, **objects)
     _Attached(run, measured).listen(trainer)
@@ -179,6 +179,19 @@ class _Attached:
         if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:
             self._run.__exit__(type(error), error, None)
             raise error
+
+
+def _latest(evaluator: Engine) -> Callable[[], Mapping[str, Any]]:
+    """Gives the metrics of each evaluation once: an epoch without one has none."""
+    found: list[dict[str, Any]] = []
+    evaluator.add_event_handler(Events.COMPLETED, lambda engine: found.append(dict(engine.state.metrics)))
+
+    def take() -> Mapping[str, Any]:
+        taken = found[-1] if found else {}
+        found.clear()
+        return taken
+
+    return take
 
 
 def _user_values(engine: Engine) -> dict[str, Any]:
