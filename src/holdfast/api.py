@@ -8,7 +8,7 @@ from typing import IO, Any, Literal
 
 from torch import nn
 
-from holdfast.errors import ArgumentError, UntrustedType
+from holdfast.errors import ArgumentError
 from holdfast.export.building import build_model
 from holdfast.export.exporting import ExportOptions, export_any
 from holdfast.export.quantize import quantize as quantize
@@ -28,8 +28,9 @@ from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
 from holdfast.transfer.comparing import diff as diff
 from holdfast.transfer.comparing import measured as measured
+from holdfast.transfer.load import load_tree
 from holdfast.transfer.opened import Opened, is_source, opened_document
-from holdfast.transfer.rescue import rescue_state, untrusted, write_rescued
+from holdfast.transfer.rescue import rescue_state, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects
 from holdfast.transfer.save import Saved, document_of, save_file
 from holdfast.transfer.summary import Summary, summarise
@@ -109,13 +110,7 @@ def load(f: FileLike, map_location: MapLocation = None, *, trusted: Collection[s
         >>> holdfast.load("tree.pt")["epoch"]
         3
     """
-    placement = Placement(map_location)
-    with open_any(f) as container:
-        tree = container.document().tree
-        try:
-            return read_tree(tree, shown_name(f), placement=placement, trusted=frozenset(trusted), opaque=opaque)
-        except UntrustedType as first:
-            raise untrusted(tree, shown_name(f), trusted) or first from None
+    return load_tree(f, map_location, trusted=trusted, opaque=opaque)
 
 
 def restore(

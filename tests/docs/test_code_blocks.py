@@ -27,7 +27,18 @@ ELSEWHERE = {
 }
 """Pages that another test runs, by how their names begin."""
 HERE = [page for page in pages() if not page.startswith(tuple(ELSEWHERE))]
-PAGES = [page for page in HERE if any(block.runs for block in blocks(page))]
+FRAMEWORKS = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (
+        "The '.*_dataloader' does not have many workers",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    )
+]
+"""What Lightning warns of, on the pages that use it."""
+MARKS = {"docs/integrations.md": FRAMEWORKS, "docs/moving.md": FRAMEWORKS}
+PAGES = [
+    pytest.param(page, marks=MARKS.get(page, [])) for page in HERE if any(block.runs for block in blocks(page))
+]
 LANGUAGES = [("README.md", "README.zh-CN.md"), *((one, two) for one, two in translated() if one in HERE)]
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 """What torchrun tells a program, here of one process, for the page that wants it."""

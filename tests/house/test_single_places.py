@@ -81,6 +81,7 @@ PLACES: list[tuple[Callable[[Module], list[str]], dict[str, str]]] = [
             "storage.atomic": "the place",
             "storage.syscalls": "the calls it makes, so that a test can stop each of them",
             "storage.filesystem": "tries whether storage.atomic's folders get links here",
+            "integrations.transformers": "links in a folder of its own, for the trainer to read a checkpoint through",
         },
     ),
     (

@@ -49,7 +49,8 @@ class LoaderPart:
     def __init__(self, loader: Iterable[Any]) -> None:
         self.obj = loader
         self.warnings: list[str] = []
-        self._own = isinstance(loader, Stateful)
+        # accelerate's loaders have the methods around a loader that has none, too, and are an item ahead of theirs
+        self._own = isinstance(loader, Stateful) and not hasattr(loader, "base_dataloader")
         self._keeps_workers = bool(getattr(loader, "persistent_workers", False))
         self._active: Iterable[Any] = loader
         self._begun: dict[str, Any] | None = None

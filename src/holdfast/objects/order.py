@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from holdfast.objects.stateful import Stateful
 
-_INSIDE = ("dataset", "sampler", "batch_sampler")
+_INSIDE = ("dataset", "sampler", "batch_sampler", "base_dataloader")
 _SETTINGS = ("batch_size", "drop_last", "replacement", "shuffle", "seed", "epoch", "num_replicas", "rank")
 
 

@@ -148,10 +148,15 @@ def _settings(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for name, value in objects.items():
         if isinstance(value, Optimizer):
-            scheduled = any(getattr(one, "optimizer", None) is value for one in schedulers)
+            scheduled = any(_steps(one, value) for one in schedulers)
             groups = [dict(group) for group in value.param_groups]
             found[name] = [{key: one for key, one in group.items() if _is_set(key, one, scheduled)} for group in groups]
     return found
+
+
+def _steps(scheduler: Any, optimizer: Optimizer) -> bool:
+    given = getattr(scheduler, "optimizer", None)  # accelerate's is one around it
+    return given is optimizer or getattr(given, "optimizer", None) is optimizer
 
 
 def _is_set(key: str, value: Any, scheduled: bool) -> bool:
