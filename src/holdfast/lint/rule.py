@@ -1,0 +1,67 @@
+"""What a rule is, and what it finds."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from holdfast.lint.checkpoints import Checkpoints
+from holdfast.lint.script import Script
+
+
+class Edit(NamedTuple):
+    """Characters ``start`` to ``end`` of a script become ``text``; ``needs`` is a module to import for it."""
+
+    start: int
+    end: int
+    text: str
+    needs: str | None = "holdfast"
+
+
+class Found(NamedTuple):
+    """One mistake: where, what goes wrong, what to type instead, and the edit that types it, where one can."""
+
+    node: ast.AST
+    what: str
+    instead: str
+    edit: Edit | None = None
+
+
+class Seen(NamedTuple):
+    """What a rule looks at."""
+
+    script: Script
+    checkpoints: Checkpoints
+
+    def text(self, node: ast.AST) -> str:
+        """The source of a node on one line."""
+        return self.script.text(node)
+
+    def replaced(self, node: ast.expr, text: str, needs: str | None = "holdfast") -> Edit:
+        """The edit that puts ``text`` in the place of ``node``."""
+        start = self.script.offset(node.lineno, node.col_offset)
+        end = self.script.offset(node.end_lineno or node.lineno, node.end_col_offset or 0)
+        return Edit(start, end, text, needs)
+
+
+Find = Callable[[Seen], Iterator[Found]]
+
+
+class Rule(NamedTuple):
+    """A mistake that can be found: its code, its name, why it is one, and how it is found."""
+
+    code: str
+    name: str
+    why: str
+    find: Find
+
+
+def rule(code: str, name: str) -> Callable[[Find], Rule]:
+    """Makes a rule of a function; the function's docstring is the why."""
+
+    def made(find: Find) -> Rule:
+        return Rule(code, name, inspect.cleandoc(find.__doc__ or ""), find)
+
+    return made

@@ -1,0 +1,281 @@
+"""What is in a checkpoint, and is not what it was meant to be."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from holdfast.lint.kinds import is_state, kind, owner
+from holdfast.lint.rule import Found, Seen, rule
+from holdfast.lint.script import Script
+
+_KEPT = re.compile(r"(?i)best|snapshot|backup|initial|init_|original|previous|prev_")
+_COPIES = {"deepcopy", "clone", "numpy", "cpu", "to", "snapshot"}
+
+
+@rule("HF001", "aliased-state")
+def aliased_state(seen: Seen) -> Iterator[Found]:
+    """`state_dict()` hands out the live tensors, and `.copy()` or `dict()` copy the names alone.
+
+    The optimizer goes on writing into them, so the best is the last, bit for bit.
+    """
+    script = seen.script
+    for node in script.nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+            kept = isinstance(target, ast.Name | ast.Attribute) and _KEPT.search(script.key(target))
+            if kept and (source := _alias(script, value)) is not None and not _saved_next(script, node, target):
+                yield _aliased(seen, target, value, source)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            source = _alias(script, node.args[0]) if len(node.args) == 1 else None
+            if source is not None and is_state(_innermost(node.args[0])) and _same_each_round(script, node, source):
+                yield _aliased(seen, node.func.value, node.args[0], source)
+
+
+def _aliased(seen: Seen, target: ast.expr, value: ast.expr, source: ast.expr) -> Found:
+    name, what = seen.text(target), seen.text(source)
+    copy = f"holdfast.snapshot({what})"
+    line = f"{name} = {copy}" if seen.script.statement(value) is seen.script.parent.get(value) else f"... {copy}"
+    return Found(
+        value,
+        f"`{name}` holds the live tensors of `{what}`: later steps change it too, so the best is the last",
+        line,
+        seen.replaced(value, copy),
+    )
+
+
+def _alias(script: Script, value: ast.expr) -> ast.expr | None:
+    """The object whose live tensors ``value`` hands out: by state_dict(), or the module itself."""
+    if any(call.method in _COPIES for call in script.calls_in(value)):
+        return None
+    inner = _innermost(value)
+    if is_state(inner):
+        return owner(inner)
+    is_name = isinstance(value, ast.Name | ast.Attribute)
+    return value if is_name and kind(script, value) == "module" and script.loop(value) is not None else None
+
+
+def _innermost(value: ast.expr | None) -> ast.expr | None:
+    """``X.state_dict()`` out of what copies only its names."""
+    while value is not None and not is_state(value):
+        if isinstance(value, ast.Call):
+            inner = value.func.value if isinstance(value.func, ast.Attribute) and not value.args else None
+            plain = isinstance(value.func, ast.Name) or (isinstance(value.func, ast.Attribute) and value.func.attr == "copy")
+            value = inner if inner is not None else value.args[0] if plain and len(value.args) == 1 else None
+        elif isinstance(value, ast.Dict) and value.keys == [None]:
+            value = value.values[0]
+        elif isinstance(value, ast.DictComp):
+            value = value.generators[0].iter
+        else:
+            value = None
+    return value
+
+
+def _same_each_round(script: Script, node: ast.AST, source: ast.expr) -> bool:
+    """Whether ``source`` is the same object in each round of the loop around ``node``."""
+    loop = script.loop(node)
+    root = script.key(source).split(".")[0]
+    return loop is not None and bool(root) and root not in bound_in(script, loop)
+
+
+def bound_in(script: Script, loop: ast.AST) -> set[str]:
+    """The names that a loop gives a value in each round."""
+    return {n.id for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _saved_next(script: Script, node: ast.Assign, target: ast.expr) -> bool:
+    """Whether the state goes to a file in the next statement, before anything can change it."""
+    parent = script.parent[node]
+    suite = next((s for f in ("body", "orelse") if node in (s := getattr(parent, f, None) or [])), [])
+    later = suite[suite.index(node) + 1 :][:1] if suite else []
+    name = script.key(target)
+    return any(
+        call.method in ("save", "load_state_dict") and any(script.key(one) == name for one in call.node.args)
+        for one in later
+        for call in script.calls_in(one)
+    )
+
+
+@rule("HF002", "whole-module-saved")
+def whole_module_saved(seen: Seen) -> Iterator[Found]:
+    """`torch.save(model)` pickles the name of the class, not the class.
+
+    torch.load refuses the file since 2.6. With weights_only=False it needs the class under the same name, and when the
+    class was changed it loads without a word and fails at use.
+    """
+    for save in seen.checkpoints.saves:
+        whole = [("", save.obj), *save.items]
+        for key, value in whole:
+            if kind(seen.script, value) in ("module", "wrapped", "compiled") and not owner(value):
+                name, file = seen.text(value), seen.text(save.file) if save.file is not None else "file"
+                line = f"holdfast.save({name}, {file})" if not key else f'holdfast.save({{"{key}": {name}, ...}}, {file})'
+                yield Found(
+                    value,
+                    f"pickles the whole `{name}`: torch.load refuses such a file since 2.6, and it breaks when the class moves",
+                    line,
+                    seen.replaced(save.call.node.func, "holdfast.save"),
+                )
+
+
+@rule("HF003", "types-refused")
+def types_refused(seen: Seen) -> Iterator[Found]:
+    """A Namespace, a numpy number or a Path in the checkpoint makes torch.load refuse all of it.
+
+    It is saved without a word. Since 2.6 torch.load reads tensors and plain values alone, unless it may run code.
+    """
+    for save in seen.checkpoints.saves:
+        for key, value in save.items:
+            what = _foreign(seen.script, value)
+            if what:
+                yield Found(
+                    value,
+                    f'"{key}" is {what}: torch.load refuses the whole file with an UnpicklingError',
+                    _with(seen, save.call.node),
+                    seen.replaced(save.call.node.func, "holdfast.save"),
+                )
+
+
+def _with(seen: Seen, save: ast.Call) -> str:
+    arguments = ", ".join(seen.text(one) for one in save.args)
+    if len(arguments) > 60:
+        arguments = f"{{...}}, {seen.text(save.args[1])}" if len(save.args) > 1 else "..."
+    return f"holdfast.save({arguments})"
+
+
+def _foreign(script: Script, value: ast.expr) -> str:
+    """What torch.load refuses about a value, by how it was made."""
+    calls: list[ast.expr | None] = [one.value for one in script.values(value)] or [value]
+    found = {_made(script, call) for call in calls if isinstance(call, ast.Call)}
+    return found.pop() if len(found) == 1 and len(calls) == 1 else ""
+
+
+def _made(script: Script, call: ast.Call) -> str:
+    name = script.name(call.func)
+    if name.endswith(".parse_args") or name == "argparse.Namespace":
+        return "an argparse.Namespace"
+    if re.fullmatch(r"numpy\.(mean|sum|max|min|median|std|var|array|asarray|float64|float32|int64|average)", name):
+        return "a numpy value"
+    return "a Path" if name in ("pathlib.Path", "Path") else ""
+
+
+@rule("HF004", "loss-with-graph")
+def loss_with_graph(seen: Seen) -> Iterator[Found]:
+    """A loss that is still a tensor of the graph goes into the checkpoint as a tensor.
+
+    It comes back as a leaf that requires grad, on the GPU if it was there, where a number was meant.
+    """
+    script = seen.script
+    backward = {script.key(call.receiver) for call in script.calls if call.method == "backward"}
+    for save in seen.checkpoints.saves:
+        for key, value in save.items:
+            name = script.key(value)
+            if isinstance(value, ast.Name) and name in backward and _is_called(script, value):
+                yield Found(
+                    value,
+                    f'"{key}" is the loss tensor: it comes back as a leaf with requires_grad=True, not as a number',
+                    f'"{key}": {name}.item()',
+                    seen.replaced(value, f"{name}.item()", None),
+                )
+
+
+def _is_called(script: Script, name: ast.Name) -> bool:
+    """Whether every value of a name is a call that gives a tensor: no float(), no .item()."""
+    plain = {"item", "float", "detach", "tolist", "round", "int"}
+    values = [one.value for one in script.values(name)]
+    return bool(values) and all(isinstance(v, ast.Call) and script._call(v).method not in plain for v in values)
+
+
+@rule("HF005", "wrapped-names")
+def wrapped_names(seen: Seen) -> Iterator[Found]:
+    """DataParallel, DDP and torch.compile put a word before every name, and a plain model then misses every key."""
+    script = seen.script
+    for save in seen.checkpoints.saves:
+        for value in [save.obj, *(item.value for item in save.items)]:
+            model = owner(value) if is_state(value) else None
+            wrapper = kind(script, model)
+            if model is None or wrapper not in ("wrapped", "compiled") or _unwraps(script, value, model):
+                continue
+            name, file = seen.text(model), seen.text(save.file) if save.file is not None else "file"
+            prefix = "module." if wrapper == "wrapped" else "_orig_mod."
+            whole = value is save.obj
+            yield Found(
+                value,
+                f"`{name}` is wrapped: every name in the file begins with `{prefix}`, and a plain model misses every key",
+                f"holdfast.save({name}, {file})" if whole else f'holdfast.save({{"model": {name}, ...}}, {file})',
+                seen.replaced(save.call.node, f"holdfast.save({name}, {file})") if whole and save.file else None,
+            )
+
+
+def _unwraps(script: Script, value: ast.AST, model: ast.expr) -> bool:
+    """Whether the same function also takes the model out of its wrapper: then it knows."""
+    name = script.key(model)
+    inner = {f"{name}.module", f"{name}._orig_mod"}
+    return any(
+        isinstance(n, ast.Attribute) and script.scope[n] is script.scope[value] and script.key(n) in inner
+        for n in script.nodes
+    )
+
+
+@rule("HF006", "metadata-dropped")
+def metadata_dropped(seen: Seen) -> Iterator[Found]:
+    """A dict that is made out of a state_dict loses its `_metadata`, where modules keep the version of their format.
+
+    A module that migrates old names then takes the new file for a file of version 0.
+    """
+    script = seen.script
+    for save in seen.checkpoints.saves:
+        for value in [save.obj, *(item.value for item in save.items)]:
+            if not isinstance(value, ast.DictComp):
+                continue
+            source = value.generators[0].iter
+            inner = source.func.value if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) else None
+            model = owner(inner)
+            if model is not None and not value.generators[0].ifs and isinstance(value.key, ast.Name):
+                file = seen.text(save.file) if save.file is not None else "file"
+                yield Found(
+                    value,
+                    "the new dict has no `_metadata`: modules that migrate old names take the file for one of version 0",
+                    f"holdfast.save({seen.text(model)}, {file})",
+                )
+
+
+@rule("HF007", "quantized-state")
+def quantized_state(seen: Seen) -> Iterator[Found]:
+    """A quantized state_dict fits no float model, and the file does not say that it is quantized.
+
+    Loading it raises; with strict=False the quantized layers stay random, without an error.
+    """
+    script = seen.script
+    if any(kind(script, one.owner) == "quantized" for one in seen.checkpoints.restored):
+        return  # it is loaded into a quantized model, which is right
+    for save in seen.checkpoints.saves:
+        for value in [save.obj, *(item.value for item in save.items)]:
+            model = owner(value) if is_state(value) else None
+            if model is not None and kind(script, model) == "quantized":
+                name, file = seen.text(model), seen.text(save.file) if save.file is not None else "file"
+                yield Found(
+                    value,
+                    f"the state of the quantized `{name}` fits no float model; with strict=False its layers stay random",
+                    f"holdfast.save({name}, {file}), later holdfast.build({file}, factory=Net)",
+                )
+
+
+@rule("HF008", "traced-in-training")
+def traced_in_training(seen: Seen) -> Iterator[Found]:
+    """A model that is traced or scripted in train mode keeps its dropout alive in the file: two calls differ."""
+    script = seen.script
+    quiet = {script.key(call.receiver) for call in script.calls if call.method == "eval"}
+    for call in script.calls:
+        model = call.argument(0, "obj" if call.method == "script" else "func")
+        if call.name not in ("torch.jit.trace", "torch.jit.script") or kind(script, model) != "module" or model is None:
+            continue
+        made = [one.value for one in script.values(model)]
+        calm = any(isinstance(v, ast.Call) and script._call(v).method in ("eval", "build") for v in made)
+        if script.key(model) and script.key(model) not in quiet and not calm:
+            name = seen.text(model)
+            yield Found(
+                call.node,
+                f"`{name}` was not put into eval mode: dropout stays alive in the file, and two calls differ",
+                f'holdfast.export({name}, "model.ts", example=x)',
+            )

@@ -1,0 +1,194 @@
+"""How a checkpoint is written, and what is left when that is stopped."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from holdfast.lint.checkpoints import Save, arguments_for
+from holdfast.lint.rule import Found, Seen, rule
+from holdfast.lint.rules.contents import bound_in
+from holdfast.lint.script import Script, constant, parameters
+
+_REMOVES = {"os.remove", "os.unlink", "shutil.rmtree"}
+_CHECKPOINT = re.compile(r"(?i)ckpt|checkpoint|model|best|weight|last|prev|old|save|\.pth?\b|\.tar\b")
+_TEMPORARY = re.compile(r"(?i)te?mp|partial|buffer|stream|bytes|\bbuf\b")
+_RANK = re.compile(r"(?i)rank|is_main|is_master|main_process|is_primary|is_chief|zero_only|master")
+_MAKES_FOLDERS = {"makedirs", "mkdir"}
+
+
+@rule("HF009", "saved-in-place")
+def saved_in_place(seen: Seen) -> Iterator[Found]:
+    """torch.save writes over the file that is there: a kill or a full disk in the middle leaves neither of the two.
+
+    Killed at a random moment while saving over the same path, 19 of 20 files could not be read.
+    """
+    for save in seen.checkpoints.saves:
+        if save.file is None or not _is_repeated(seen.script, save):
+            continue
+        function = seen.script.scope[save.call.node]
+        file = seen.text(save.file)
+        if _TEMPORARY.search(file) or _is_moved(seen.script, function):
+            continue
+        yield Found(
+            save.call.node,
+            f"writes over `{file}` in place: a kill in the middle leaves neither the old checkpoint nor the new one",
+            f"holdfast.save({_short(seen, save.obj)}, {file})",
+            seen.replaced(save.call.node.func, "holdfast.save"),
+        )
+
+
+def _short(seen: Seen, node: ast.expr) -> str:
+    text = seen.text(node)
+    return text if len(text) <= 60 else "{...}"
+
+
+def _is_repeated(script: Script, save: Save) -> bool:
+    """Whether the same path is written again and again: in a loop, or in a function that is called in one."""
+    path = save.file
+    if path is None or _is_stream(script, path):
+        return False
+    loop = script.loop(save.call.node)
+    if loop is not None:
+        return not _varies(script, path, loop)
+    function = script.scope[save.call.node]
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    calls = [call for call in script.calls_of(function) if script.loop(call.node) is not None]
+    if not calls or any(script.names_in(path) & {b for b in bound_in(script, function)} for _ in (0,)):
+        return False
+    given = script.names_in(path) & {one.arg for one in parameters(function)} - {"self"}
+    paths = [value for name in sorted(given) for value in arguments_for(script, function, name)]
+    return all(
+        (around := script.loop(value)) is None or not _varies(script, value, around) for value in paths
+    ) and (bool(paths) or _has_defaults(function, given))
+
+
+def _has_defaults(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> bool:
+    """Whether the path is the same when nobody says another one."""
+    positional = [*function.args.posonlyargs, *function.args.args]
+    with_default = {one.arg for one in positional[len(positional) - len(function.args.defaults) :]}
+    with_default |= {
+        one.arg for one, value in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True) if value
+    }
+    return names <= with_default
+
+
+def _varies(script: Script, path: ast.expr, loop: ast.AST) -> bool:
+    """Whether a path may be another one in each round."""
+    dynamic = any(isinstance(one, ast.Call) and _is_clock(script, one) for one in ast.walk(path))
+    return dynamic or bool(script.names_in(path) & bound_in(script, loop))
+
+
+def _is_clock(script: Script, call: ast.Call) -> bool:
+    return bool(re.search(r"time|now|uuid|strftime|next|format_name|get_path", script.text(call.func)))
+
+
+def _is_stream(script: Script, path: ast.expr) -> bool:
+    values = [one.value for one in script.values(path)]
+    return any(isinstance(v, ast.Call) and re.search(r"BytesIO|open|Temporary", script.text(v.func)) for v in values)
+
+
+def _is_moved(script: Script, function: ast.AST) -> bool:
+    """Whether the function renames a file: then it is written elsewhere first."""
+    for call in script.calls:
+        if script.scope[call.node] is function:
+            if call.name in ("os.replace", "os.rename", "os.renames", "shutil.move") or call.method == "rename":
+                return True
+            if call.method == "replace" and len(call.node.args) == 1:  # of a Path; that of a str takes two
+                return True
+    return False
+
+
+@rule("HF010", "deleted-before-saved")
+def deleted_before_saved(seen: Seen) -> Iterator[Found]:
+    """The old checkpoint is deleted before the new one is written: a full disk then leaves none at all."""
+    script = seen.script
+    for suite in script.suites():
+        removed: ast.Call | None = None
+        for statement in suite:
+            calls = [call for call in script.calls_in(statement) if script.scope[call.node] is script.scope[statement]]
+            if removed is not None and any(call.name == "torch.save" for call in calls):
+                yield Found(
+                    removed,
+                    "deletes a checkpoint before the next one is saved: a full disk leaves none",
+                    'holdfast.Run("runs/a", ..., keep="last:2"), which deletes after the new one is on the disk',
+                )
+                break
+            if any(call.name == "torch.save" for call in calls):
+                break
+            if removed is None and not isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                removed = next((call.node for call in calls if _removes(seen, call.node)), None)
+
+
+def _removes(seen: Seen, call: ast.Call) -> bool:
+    is_path = isinstance(call.func, ast.Attribute) and call.func.attr == "unlink"
+    return (seen.script.name(call.func) in _REMOVES or is_path) and bool(_CHECKPOINT.search(seen.text(call)))
+
+
+@rule("HF011", "folder-not-made")
+def folder_not_made(seen: Seen) -> Iterator[Found]:
+    """torch.save makes no folders: where the folder is not there, the first save of a long training raises."""
+    script = seen.script
+    if any(call.method in _MAKES_FOLDERS for call in script.calls) or "mkdir" in script.source.text:
+        return
+    for save in seen.checkpoints.saves:
+        folder = _folder(script, save.file)
+        if folder:
+            file = seen.text(save.file) if save.file is not None else ""
+            yield Found(
+                save.call.node,
+                f"nothing makes the folder `{folder}`: torch.save raises where it is not there",
+                f"holdfast.save({_short(seen, save.obj)}, {file})",
+                seen.replaced(save.call.node.func, "holdfast.save"),
+            )
+
+
+def _folder(script: Script, path: ast.expr | None) -> str:
+    """The folder that a path of literals begins with; "" for what is absolute or can't be told."""
+    values = [one.value for one in script.values(path)] if path is not None else []
+    if len(values) == 1:
+        path = values[0]
+    if isinstance(path, ast.Call) and script.name(path.func) == "os.path.join" and len(path.args) > 1:
+        folder = constant(path.args[0]) or ""
+        return folder if re.match(r"\w", folder) else ""
+    if isinstance(path, ast.JoinedStr) and path.values:
+        path = path.values[0]
+    text = constant(path) or ""
+    return text.rsplit("/", 1)[0] if re.match(r"\w[^:]*/", text) else ""
+
+
+@rule("HF012", "every-rank-saves")
+def every_rank_saves(seen: Seen) -> Iterator[Found]:
+    """Every process of the group runs this line, so all of them write the same file at the same time."""
+    script = seen.script
+    if not any(call.method == "init_process_group" for call in script.calls):
+        return
+    for save in seen.checkpoints.saves:
+        if save.file is None or _RANK.search(seen.text(save.file)) or _is_guarded(seen, save.call.node):
+            continue
+        yield Found(
+            save.call.node,
+            "every rank runs this: all of them write the same file at the same time",
+            'holdfast.Run("runs/a", model=model, ...) on every rank: each part is written once, and committed together',
+        )
+
+
+def _is_guarded(seen: Seen, node: ast.AST, depth: int = 3) -> bool:
+    """Whether something around the line, or around every call of its function, asks for the rank."""
+    script = seen.script
+    tests = (one.test for one in script.around(node) if isinstance(one, ast.If | ast.IfExp))
+    if any(_RANK.search(seen.text(test)) for test in tests):
+        return True
+    function = script.scope[node]
+    inside = (n for n in script.nodes if isinstance(n, ast.If) and script.scope[n] is function)
+    leaves = (n for n in inside if any(isinstance(s, ast.Return | ast.Continue | ast.Raise) for s in n.body))
+    if any(_RANK.search(seen.text(n.test)) for n in leaves):
+        return True
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or not depth:
+        return False
+    if any(_RANK.search(seen.text(one)) for one in function.decorator_list):
+        return True
+    calls = script.calls_of(function)
+    return not calls and function.name != "main" or all(_is_guarded(seen, call.node, depth - 1) for call in calls) and bool(calls)

@@ -1,0 +1,220 @@
+"""What a training needs to go on as if it had not stopped."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from holdfast.lint.checkpoints import states_of
+from holdfast.lint.kinds import is_state, kind, owner, subscript
+from holdfast.lint.rule import Found, Seen, rule
+from holdfast.lint.script import Call, Script
+
+_PARTS = ("optimizer", "scheduler", "scaler")
+_LOOP_POSITION = {"epoch", "start_epoch", "step", "global_step", "iteration"}
+
+
+@rule("HF015", "part-not-saved")
+def part_not_saved(seen: Seen) -> Iterator[Found]:
+    """A checkpoint with an epoch is meant to go on from, and one part of the training is not in it.
+
+    The optimizer then begins without its moments, the scheduler at its first learning rate, the scaler at its first scale.
+    """
+    script = seen.script
+    for save in seen.checkpoints.saves:
+        keys = {item.key for item in save.items}
+        if not keys & _LOOP_POSITION or not any(is_state(item.value) for item in save.items):
+            continue
+        for part in _PARTS:
+            name = _made(script, part)
+            if name and not states_of(script, part):
+                file = seen.text(save.file) if save.file is not None else "file"
+                yield Found(
+                    save.call.node,
+                    f"the {part} `{name}` is not in the checkpoint: a training that goes on begins with a new one",
+                    f'holdfast.save({{..., "{part}": {name}}}, {file})',
+                )
+
+
+def _made(script: Script, part: str) -> str:
+    """The name of the first object of a kind that the script makes itself."""
+    for node in script.nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and kind(script, node.value) == part:
+            return script.key(node.targets[0])
+    return ""
+
+
+@rule("HF016", "saved-not-restored")
+def saved_not_restored(seen: Seen) -> Iterator[Found]:
+    """A part is in the file, and resuming forgets it: most often the scheduler.
+
+    Resumed at epoch 10 of 20, OneCycleLR goes on at 0.013 where the uninterrupted training has 0.061.
+    """
+    script, checkpoints = seen.script, seen.checkpoints
+    if not checkpoints.resumes:
+        return
+    told: set[str] = set()
+    for save in checkpoints.saves:
+        for item in save.items:
+            part = owner(item.value) if is_state(item.value) else None
+            if part is None or checkpoints.is_restored(item) or item.key in told:
+                continue
+            told.add(item.key)
+            name = seen.text(part)
+            yield Found(
+                item.value,
+                f'"{item.key}" is saved and never restored: `{name}` begins again while the rest goes on',
+                f"holdfast.restore(file, {_keywords(seen, save.items)})",
+            )
+
+
+def _keywords(seen: Seen, items: tuple[tuple[str, ast.expr], ...]) -> str:
+    """``model=net, scheduler=sched``: what restore is called with."""
+    parts = [(key, owner(value)) for key, value in items if is_state(value)]
+    return ", ".join(f"{_parameter(key)}={seen.text(part)}" for key, part in parts if part is not None)
+
+
+def _parameter(key: str) -> str:
+    name = key.removesuffix("_state_dict").removesuffix("_state")
+    return "model" if name == "state_dict" else name if name.isidentifier() else "part"
+
+
+@rule("HF017", "epoch-off-by-one")
+def epoch_off_by_one(seen: Seen) -> Iterator[Found]:
+    """The file has the epoch that is done, and the loop begins with that one: it is trained twice, or one is left out."""
+    script = seen.script
+    for save in seen.checkpoints.saves:
+        saved = next((item for item in save.items if item.key in ("epoch", "start_epoch")), None)
+        loop = script.loop(save.call.node)
+        if saved is None or not isinstance(loop, ast.For) or not isinstance(loop.target, ast.Name):
+            continue
+        done = _more_than(script, saved.value, lambda node: script.key(node) == loop.target.id)  # type: ignore[attr-defined]
+        start = _range_start(script, loop)
+        if done is None or start is None:
+            continue
+        read = _read_as(script, start, saved.key)
+        if read is not None and done + read != 1:
+            what = "trained twice" if done + read < 1 else "left out"
+            yield Found(
+                saved.value,
+                f"after a restart one epoch is {what}: the file has `{seen.text(saved.value)}`, the loop begins at that plus {read}",
+                f'"{saved.key}": {loop.target.id} + {1 - read}, or: for {loop.target.id} in run.epochs(n)',
+            )
+
+
+def _more_than(script: Script, node: ast.expr, is_base: object) -> int | None:
+    """n of ``base + n``; 0 for the base alone; None for anything else."""
+    test = is_base if callable(is_base) else lambda _: False
+    if test(node):
+        return 0
+    added = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and isinstance(node.right, ast.Constant)
+    if added and isinstance(node, ast.BinOp) and test(node.left) and isinstance(node.right, ast.Constant):
+        return node.right.value if isinstance(node.right.value, int) else None
+    return None
+
+
+def _range_start(script: Script, loop: ast.For) -> ast.expr | None:
+    call = loop.iter
+    is_range = isinstance(call, ast.Call) and script.name(call.func) == "range" and len(call.args) >= 2
+    return call.args[0] if is_range and isinstance(call, ast.Call) else None
+
+
+def _read_as(script: Script, start: ast.expr, key: str) -> int | None:
+    """What is added between ``checkpoint["epoch"]`` and the loop's start; None where no checkpoint is read."""
+    direct = _more_than(script, start, lambda node: subscript(node) == key)
+    if direct is not None:
+        return direct
+    for extra in (0, 1):
+        base = start
+        if extra and isinstance(start, ast.BinOp) and _more_than(script, start, lambda n: isinstance(n, ast.Name)) == 1:
+            base = start.left
+        elif extra:
+            return None
+        for one in script.values(base):
+            if one.value is not None:
+                more = _more_than(script, one.value, lambda node: subscript(node) == key)
+                if more is not None:
+                    return more + extra
+    return None
+
+
+@rule("HF018", "rng-not-saved")
+def rng_not_saved(seen: Seen) -> Iterator[Found]:
+    """A shuffled loader goes on with the first epoch's order, and dropout with the first masks.
+
+    The random state is in no checkpoint, so what was seen before the stop is seen again in the same order.
+    """
+    script, checkpoints = seen.script, seen.checkpoints
+    shuffles = any(_is_true(call.argument(9, "shuffle")) for call in script.calls if call.method == "DataLoader")
+    if not checkpoints.resumes or not shuffles or "rng_state" in script.source.text:
+        return
+    for save in checkpoints.saves:
+        if any(item.key in _LOOP_POSITION for item in save.items):
+            yield Found(
+                save.call.node,
+                "the random state is not in the checkpoint: after a restart the shuffle gives the first epoch's order again",
+                'holdfast.Run("runs/a", model=model, optimizer=optimizer, loader=loader)',
+            )
+            return
+
+
+def _is_true(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+@rule("HF019", "scheduler-after-load")
+def scheduler_after_load(seen: Seen) -> Iterator[Found]:
+    """Making a scheduler sets the optimizer's learning rate, also the one that was just loaded.
+
+    Of nine schedulers of torch, five then go on with a wrong learning rate.
+    """
+    script = seen.script
+    for one in seen.checkpoints.restored:
+        optimizer = script.key(one.owner)
+        if not optimizer or kind(script, one.owner) != "optimizer":
+            continue
+        scope = script.scope[one.call.node]
+        remade = [b.node.lineno for b in script.values(one.owner) if isinstance(b.node, ast.stmt)]
+        for call in script.calls:
+            at = call.node.lineno
+            later = script.scope[call.node] is scope and at > one.call.node.lineno
+            if not later or kind(script, call.node) != "scheduler" or any(one.call.node.lineno < m <= at for m in remade):
+                continue
+            if script.key(call.argument(0, "optimizer")) == optimizer and not call.argument(9, "last_epoch"):
+                yield Found(
+                    call.node,
+                    f"made after `{optimizer}` was loaded (line {one.call.node.lineno}): it sets the loaded learning rate back",
+                    f"make the scheduler first, then holdfast.restore(file, optimizer={optimizer}, scheduler=scheduler)",
+                )
+
+
+@rule("HF020", "workers-draw-the-same")
+def workers_draw_the_same(seen: Seen) -> Iterator[Found]:
+    """A generator that the dataset makes for itself is copied into each worker, and all of them draw the same numbers.
+
+    torch seeds its own generator, Python's and numpy's global ones for each worker, and no other.
+    """
+    script = seen.script
+    if not any(_has_workers(call) for call in script.calls if call.method == "DataLoader"):
+        return
+    for node in script.classes.values():
+        methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+        if "__init__" not in methods or "__getitem__" not in methods:
+            continue
+        used = {script.key(n) for n in ast.walk(methods["__getitem__"]) if isinstance(n, ast.Attribute)}
+        for one in ast.walk(methods["__init__"]):
+            if isinstance(one, ast.Assign) and isinstance(one.value, ast.Call):
+                name, target = script.name(one.value.func), script.key(one.targets[0])
+                is_generator = name in ("numpy.random.default_rng", "numpy.random.RandomState", "random.Random")
+                if is_generator and target in used:
+                    yield Found(
+                        one.value,
+                        f"each worker gets a copy of `{target}`, and all of them draw the same numbers",
+                        "torch.rand(1) in __getitem__: torch seeds its own generator anew in each worker",
+                    )
+
+
+def _has_workers(call: Call) -> bool:
+    workers = call.argument(9, "num_workers")
+    none = isinstance(workers, ast.Constant) and not workers.value
+    return workers is not None and not none and call.argument(9, "worker_init_fn") is None
