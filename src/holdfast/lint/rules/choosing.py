@@ -45,7 +45,8 @@ def _compared(script: Script, node: ast.AST) -> str:
     """The best of ``if acc > best:`` with ``best = acc`` below it, or of ``best = max(acc, best)``."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and script.loop(node) is not None:
         sides = {script.key(side) for side in (node.test.left, *node.test.comparators)}
-        for one in node.body:
+        is_order = isinstance(node.test.ops[0], ast.Lt | ast.Gt | ast.LtE | ast.GtE)
+        for one in node.body if is_order and "" not in sides else ():
             if isinstance(one, ast.Assign) and {script.key(one.value), script.key(one.targets[0])} == sides:
                 return script.key(one.targets[0])
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and script.loop(node) is not None:

@@ -10,7 +10,8 @@ from holdfast.lint.kinds import is_state, kind, owner
 from holdfast.lint.rule import Found, Seen, rule
 from holdfast.lint.script import Script
 
-_KEPT = re.compile(r"(?i)best|snapshot|backup|initial|init_|original|previous|prev_")
+_BEST = re.compile(r"(?i)best")
+_KEPT = re.compile(r"(?i)snapshot|backup|initial|init_|original|previous|prev_")
 _COPIES = {"deepcopy", "clone", "numpy", "cpu", "to", "snapshot"}
 
 
@@ -21,10 +22,11 @@ def aliased_state(seen: Seen) -> Iterator[Found]:
     The optimizer goes on writing into them, so the best is the last, bit for bit.
     """
     script = seen.script
+    trains = any(call.method == "backward" for call in script.calls)
     for node in script.nodes:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target, value = node.targets[0], node.value
-            kept = isinstance(target, ast.Name | ast.Attribute) and _KEPT.search(script.key(target))
+            kept = _BEST.search(script.key(target)) or (trains and _KEPT.search(script.key(target)))
             if kept and (source := _alias(script, value)) is not None and not _saved_next(script, node, target):
                 yield _aliased(seen, target, value, source)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
@@ -36,10 +38,11 @@ def aliased_state(seen: Seen) -> Iterator[Found]:
 def _aliased(seen: Seen, target: ast.expr, value: ast.expr, source: ast.expr) -> Found:
     name, what = seen.text(target), seen.text(source)
     copy = f"holdfast.snapshot({what})"
+    so = ", so the best is the last" if _BEST.search(name) else ""
     line = f"{name} = {copy}" if seen.script.statement(value) is seen.script.parent.get(value) else f"... {copy}"
     return Found(
         value,
-        f"`{name}` holds the live tensors of `{what}`: later steps change it too, so the best is the last",
+        f"`{name}` holds the live tensors of `{what}`: later steps change it too{so}",
         line,
         seen.replaced(value, copy),
     )
@@ -152,7 +155,7 @@ def _foreign(script: Script, value: ast.expr) -> str:
 
 def _made(script: Script, call: ast.Call) -> str:
     name = script.name(call.func)
-    if name.endswith(".parse_args") or name == "argparse.Namespace":
+    if getattr(call.func, "attr", "") == "parse_args" or name == "argparse.Namespace":
         return "an argparse.Namespace"
     if re.fullmatch(r"numpy\.(mean|sum|max|min|median|std|var|array|asarray|float64|float32|int64|average)", name):
         return "a numpy value"

@@ -15,6 +15,7 @@ _REMOVES = {"os.remove", "os.unlink", "shutil.rmtree"}
 _CHECKPOINT = re.compile(r"(?i)ckpt|checkpoint|model|best|weight|last|prev|old|save|\.pth?\b|\.tar\b")
 _TEMPORARY = re.compile(r"(?i)te?mp|partial|buffer|stream|bytes|\bbuf\b")
 _RANK = re.compile(r"(?i)rank|is_main|is_master|main_process|is_primary|is_chief|zero_only|master")
+_TELLS_APART = re.compile(r"time|now|uuid|next|format_name|get_.*path|NamedTemporary")
 _MAKES_FOLDERS = {"makedirs", "mkdir"}
 
 
@@ -51,18 +52,30 @@ def _is_repeated(script: Script, save: Save) -> bool:
         return False
     loop = script.loop(save.call.node)
     if loop is not None:
-        return not _varies(script, path, loop)
+        return _is_fixed(script, path, loop)
     function = script.scope[save.call.node]
-    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or not _is_fixed(script, path, function):
         return False
     calls = [call for call in script.calls_of(function) if script.loop(call.node) is not None]
-    if not calls or any(script.names_in(path) & {b for b in bound_in(script, function)} for _ in (0,)):
-        return False
     given = script.names_in(path) & {one.arg for one in parameters(function)} - {"self"}
     paths = [value for name in sorted(given) for value in arguments_for(script, function, name)]
-    return all(
-        (around := script.loop(value)) is None or not _varies(script, value, around) for value in paths
-    ) and (bool(paths) or _has_defaults(function, given))
+    same = all((around := script.loop(value)) is None or _is_fixed(script, value, around) for value in paths)
+    return bool(calls) and same and (bool(paths) or _has_defaults(function, given))
+
+
+def _is_fixed(script: Script, path: ast.expr, where: ast.AST, depth: int = 3) -> bool:
+    """Whether a path is the same in each round of a loop, or each call of a function."""
+    if any(isinstance(one, ast.Call) and _TELLS_APART.search(script.text(one.func)) for one in ast.walk(path)):
+        return False
+    bound = bound_in(script, where)
+    for one in ast.walk(path):
+        if isinstance(one, ast.Name) and one.id in bound:
+            values = [binding.value for binding in script.values(one)]
+            if not depth or not values or None in values:
+                return False
+            if not all(_is_fixed(script, value, where, depth - 1) for value in values if value is not None):
+                return False
+    return True
 
 
 def _has_defaults(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> bool:
@@ -73,16 +86,6 @@ def _has_defaults(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[s
         one.arg for one, value in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True) if value
     }
     return names <= with_default
-
-
-def _varies(script: Script, path: ast.expr, loop: ast.AST) -> bool:
-    """Whether a path may be another one in each round."""
-    dynamic = any(isinstance(one, ast.Call) and _is_clock(script, one) for one in ast.walk(path))
-    return dynamic or bool(script.names_in(path) & bound_in(script, loop))
-
-
-def _is_clock(script: Script, call: ast.Call) -> bool:
-    return bool(re.search(r"time|now|uuid|strftime|next|format_name|get_path", script.text(call.func)))
 
 
 def _is_stream(script: Script, path: ast.expr) -> bool:

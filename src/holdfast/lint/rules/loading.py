@@ -76,6 +76,8 @@ def no_map_location(seen: Seen) -> Iterator[Found]:
     if not re.search(r"\bcuda\b", seen.script.source.text):
         return
     for call in seen.checkpoints.loads:
+        if _used_as_module(seen.script, call):
+            continue  # build is the answer there
         if call.argument(1, "map_location") is None and call.node.args and not any(k.arg is None for k in call.node.keywords):
             file = call.node.args[0]
             end = seen.script.offset(file.end_lineno or file.lineno, file.end_col_offset or 0)
@@ -124,9 +126,8 @@ def names_filtered(seen: Seen) -> Iterator[Found]:
             continue
         statement = script.statement(node)
         name = script.key(statement.targets[0]) if isinstance(statement, ast.Assign) else ""
-        used = [call for call in script.calls if name and any(script.key(one) == name for one in call.node.args)]
-        if any(call.name in ("len", "print") or call.method in ("info", "warning", "keys") for call in used):
-            continue  # somebody looks at it
+        if name and _is_looked_at(script, name, node):
+            continue
         models = [seen.text(one.owner) for one in seen.checkpoints.restored if kind(script, one.owner) != "optimizer"]
         if models:
             source = script.text(node.generators[0].iter).removesuffix(".items()")
@@ -135,6 +136,17 @@ def names_filtered(seen: Seen) -> Iterator[Found]:
                 "keeps nothing when the names differ in a prefix, and nothing is said",
                 f"report = holdfast.restore({source}, model={models[0]}, match=holdfast.Warm())",
             )
+
+
+def _is_looked_at(script: Script, name: str, made: ast.AST) -> bool:
+    """Whether the names that were kept are used for anything but loading: then somebody sees how many there are."""
+    for node in script.nodes:
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
+            call = script.parent[node]
+            loads = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and node in call.args
+            if not loads or call.func.attr not in ("update", "load_state_dict"):  # type: ignore[attr-defined]
+                return True
+    return False
 
 
 def _is_filter(script: Script, node: ast.DictComp) -> bool:

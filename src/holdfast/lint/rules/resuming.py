@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from holdfast.lint.checkpoints import states_of
+from holdfast.lint.checkpoints import arguments_for, states_of
 from holdfast.lint.kinds import is_state, kind, owner, subscript
 from holdfast.lint.rule import Found, Seen, rule
 from holdfast.lint.script import Call, Script
@@ -130,12 +130,20 @@ def _read_as(script: Script, start: ast.expr, key: str) -> int | None:
             base = start.left
         elif extra:
             return None
-        for one in script.values(base):
-            if one.value is not None:
-                more = _more_than(script, one.value, lambda node: subscript(node) == key)
-                if more is not None:
-                    return more + extra
+        for value in _given(script, base):
+            more = _more_than(script, value, lambda node: subscript(node) == key)
+            if more is not None:
+                return more + extra
     return None
+
+
+def _given(script: Script, name: ast.expr) -> Iterator[ast.expr]:
+    """The values of a name; of a parameter, what the script's own calls give for it."""
+    scope = script.scope[name]
+    if isinstance(name, ast.Name) and not script.values(name) and script.is_parameter(scope, name.id):
+        for argument in arguments_for(script, scope, name.id):
+            yield from (one.value for one in script.values(argument) if one.value is not None)
+    yield from (one.value for one in script.values(name) if one.value is not None)
 
 
 @rule("HF018", "rng-not-saved")
@@ -145,15 +153,17 @@ def rng_not_saved(seen: Seen) -> Iterator[Found]:
     The random state is in no checkpoint, so what was seen before the stop is seen again in the same order.
     """
     script, checkpoints = seen.script, seen.checkpoints
-    shuffles = any(_is_true(call.argument(9, "shuffle")) for call in script.calls if call.method == "DataLoader")
-    if not checkpoints.resumes or not shuffles or "rng_state" in script.source.text:
+    loaders = [call for call in script.calls if call.method == "DataLoader" and _is_true(call.argument(9, "shuffle"))]
+    if not checkpoints.resumes or not loaders or "rng_state" in script.source.text:
         return
     for save in checkpoints.saves:
         if any(item.key in _LOOP_POSITION for item in save.items):
+            statement = script.statement(loaders[0].node)
+            loader = script.key(statement.targets[0]) if isinstance(statement, ast.Assign) else "loader"
             yield Found(
                 save.call.node,
                 "the random state is not in the checkpoint: after a restart the shuffle gives the first epoch's order again",
-                'holdfast.Run("runs/a", model=model, optimizer=optimizer, loader=loader)',
+                f'holdfast.Run("runs/a", {_keywords(seen, save.items)}, loader={loader})',
             )
             return
 
