@@ -79,7 +79,10 @@ def test_blocks_of_tutorials(block: Block, tmp_path: Path) -> None:
 def test_a_notebook_is_read_cell_by_cell(tmp_path: Path) -> None:
     cells = [
         {"cell_type": "markdown", "source": ["# torch.save(model, 'a.pt')\n"]},
-        {"cell_type": "code", "source": ["%matplotlib inline\n", "!pip install torch\n", "import torch\n", "torch.save?"]},
+        {
+            "cell_type": "code",
+            "source": ["%matplotlib inline\n", "!pip install torch\n", "import torch\n", "torch.save?"],
+        },
         {"cell_type": "code", "source": "%%bash\nls *.pt | head"},
         {"cell_type": "code", "source": "for epoch in range(3):\n    torch.save(model, 'a.pt')"},
     ]

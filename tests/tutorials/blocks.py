@@ -1,7 +1,7 @@
 """The 67 blocks as data: files of blocks/, each a list of entries, each entry a heading and named parts.
 
-An entry begins with ``## KEY | field | field``; a part begins with ``--- NAME``. The parts are prose in two languages and
-code that both pages have in common.
+An entry begins with ``## KEY | field | field``; a part begins with ``--- NAME``. The parts are prose in two languages
+and code that both pages have in common.
 """
 
 from __future__ import annotations
@@ -70,4 +70,5 @@ def blocks() -> list[Block]:
 
 def preamble() -> str:
     """The code that every block begins with, without its docstring."""
-    return re.sub(r'\A""".*?"""\n+', "", PREAMBLE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = PREAMBLE.read_text(encoding="utf-8").replace("  # noqa: F401", "")
+    return re.sub(r'\A""".*?"""\n+', "", text, flags=re.DOTALL)

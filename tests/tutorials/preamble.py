@@ -1,13 +1,13 @@
 """What every block begins with: the small net of docs/recipes.md, an optimizer, a scheduler, random images."""
 
-import argparse
+import argparse  # noqa: F401
 import zipfile
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import holdfast
+import holdfast  # noqa: F401
 
 
 class Net(nn.Module):

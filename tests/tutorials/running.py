@@ -19,6 +19,7 @@ class Outcome(NamedTuple):
     word: str
     printed: str
 
+
 class Program:
     """A module ``__main__`` in which one piece of code runs after the other, from the preamble on."""
 

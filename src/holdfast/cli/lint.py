@@ -40,17 +40,17 @@ def command(scripts: tuple[str, ...], select: str, ignore: str, fix: bool, why: 
                 raise
             problems.append(error)
     if as_json:
-        say_json({"files": [_as_json(one) for one in linted], "problems": [str(error) for error in problems]})
+        say_json({"files": [_as_json(one) for one in linted], "problems": [str(one) for one in problems]})
     elif fix:
         for one in linted:
-            click.echo(_shown_diff(one.diff), nl=False)
+            click.echo(_shown_diff(one), nl=False)
     else:
         for one in linted:
             _print(one, why)
-    for error in problems:
-        click.echo(f"holdfast: {error}", err=True)
+    for problem in problems:
+        click.echo(f"holdfast: {problem}", err=True)
     found = FINDINGS if any(one.findings for one in linted) else 0
-    return max([found, *(error.exit_code for error in problems)])
+    return max([found, *(one.exit_code for one in problems)])
 
 
 def _names(text: str) -> list[str]:
@@ -113,8 +113,8 @@ def _print_finding(found: Finding, why: bool) -> None:
     say(f"    type: {printable(found.instead)}")
 
 
-def _shown_diff(diff: str) -> str:
-    """The diff as it is for ``patch``; on a terminal without what could move its cursor."""
+def _shown_diff(one: Linted) -> str | bytes:
+    """The diff in the script's own bytes, for ``patch``; on a terminal without what could move its cursor."""
     if not sys.stdout.isatty():
-        return diff
-    return "".join(f"{printable(line.rstrip(chr(10)).expandtabs())}\n" for line in diff.splitlines(keepends=True))
+        return one.diff.encode(one.encoding, "surrogateescape")
+    return "".join(f"{printable(line.expandtabs())}\n" for line in one.diff.split("\n")[:-1])

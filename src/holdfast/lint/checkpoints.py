@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
 from holdfast.lint.kinds import is_state, kind, owner, subscript
 from holdfast.lint.script import Call, Script, constant, parameters
-
-SAVES = {"torch.save", "holdfast.save", "holdfast.compat.save"}
 
 
 class Item(NamedTuple):
@@ -52,6 +51,16 @@ class Checkpoints:
             if call.name == "torch.save" and obj is not None:
                 found.append(Save(call, obj, call.argument(1, "f"), tuple(self._items(obj))))
         return found
+
+    @cached_property
+    def states(self) -> list[tuple[Save, ast.expr, ast.expr]]:
+        """Every ``X.state_dict()`` that is saved, alone or in a dict: the save, the call, and X."""
+        return [
+            (save, value, model)
+            for save in self.saves
+            for value in (save.obj, *(item.value for item in save.items))
+            if is_state(value) and (model := owner(value)) is not None
+        ]
 
     @cached_property
     def loads(self) -> list[Call]:
@@ -107,16 +116,39 @@ class Checkpoints:
 
     def _added(self, name: ast.Name) -> Iterator[Item]:
         """``state["epoch"] = epoch`` after the dict was made."""
-        scope = self.script.scope[name]
-        for node in self._stores:
-            if self.script.scope[node] is scope and self.script.key(node.targets[0].value) == name.id:  # type: ignore[attr-defined]
-                key = subscript(node.targets[0])
-                if key is not None:
-                    yield Item(key, node.value)
+        for node in self._stores.get((self.script.scope[name], name.id), ()):
+            key = subscript(node.targets[0])
+            if key is not None:
+                yield Item(key, node.value)
 
     @cached_property
-    def _stores(self) -> list[ast.Assign]:
-        return [n for n in self.script.nodes if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Subscript)]
+    def _stores(self) -> dict[tuple[ast.AST, str], list[ast.Assign]]:
+        """The assignments to keys of a dict, by the function and the dict's name."""
+        found: dict[tuple[ast.AST, str], list[ast.Assign]] = defaultdict(list)
+        for node in self.script.nodes:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+                found[self.script.scope[node], self.script.key(node.targets[0].value)].append(node)
+        return found
+
+    @cached_property
+    def moves(self) -> set[ast.AST]:
+        """The functions that rename a file: what they save is perhaps written elsewhere first."""
+        return {self.script.scope[call.node] for call in self.script.calls if _moves(call)}
+
+    @cached_property
+    def unwrapped(self) -> set[tuple[ast.AST, str]]:
+        """The functions in which ``model.module`` is read, with the model's name: those know of the wrapper."""
+        script = self.script
+        return {
+            (script.scope[node], script.key(node.value))
+            for node in script.nodes
+            if isinstance(node, ast.Attribute) and node.attr in ("module", "_orig_mod")
+        }
+
+
+def _moves(call: Call) -> bool:
+    of_path = call.method == "replace" and len(call.node.args) == 1  # that of a str takes two arguments
+    return of_path or call.method == "rename" or call.name in ("os.replace", "os.renames", "shutil.move")
 
 
 def arguments_for(script: Script, function: ast.AST, name: str) -> Iterator[ast.expr]:

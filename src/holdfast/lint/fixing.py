@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 from holdfast.lint.rule import Edit
 from holdfast.lint.script import Script
+from holdfast.state.paths import printable
 
 
-def fixed(file: str, script: Script, edits: Iterable[Edit]) -> str:
+def fixed(script: Script, edits: Iterable[Edit]) -> str:
     """The diff that makes as many of the edits as do not overlap; "" where there is none to make."""
     text = script.source.text
     taken: list[Edit] = []
@@ -26,7 +27,7 @@ def fixed(file: str, script: Script, edits: Iterable[Edit]) -> str:
     if any(one.needs for one in taken) and "holdfast" not in script.aliases:
         at = script.offset(_first_import(script), 0)
         text = f"{text[:at]}import holdfast{newline}{text[at:]}"
-    return _diff(file, script.lines, io.StringIO(text, newline="").readlines())
+    return _diff(script.source.file, script.lines, io.StringIO(text, newline="").readlines())
 
 
 def _first_import(script: Script) -> int:
@@ -49,6 +50,7 @@ def _first_import(script: Script) -> int:
 
 def _diff(file: str, before: list[str], after: list[str]) -> str:
     parts = []
-    for line in difflib.unified_diff(before, after, f"a/{file}", f"b/{file}"):
+    name = printable(file.lstrip("/"))
+    for line in difflib.unified_diff(before, after, f"a/{name}", f"b/{name}"):
         parts.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
     return "".join(parts)

@@ -33,16 +33,31 @@ _SAME = {"to", "cuda", "cpu", "eval", "train", "half", "float", "double", "requi
 """Methods of a module that hand the module back."""
 
 
-def kind(script: Script, node: ast.expr | None, depth: int = 4) -> Kind | None:
+DEPTH = 4
+"""How many names are followed from one to the next."""
+
+
+def kind(script: Script, node: ast.expr | None, depth: int = DEPTH) -> Kind | None:
     """What ``node`` stands for, or None where the script does not tell."""
     if isinstance(node, ast.Call):
         return _made(script, node, depth)
     if not isinstance(node, ast.Name | ast.Attribute) or not depth:
         return None
+    name = script.scope[node], script.key(node)
+    if depth == DEPTH and name in script.kinds:
+        return script.kinds[name]  # type: ignore[return-value]
+    found = _named(script, node, depth)
+    if depth == DEPTH:
+        script.kinds[name] = found
+    return found
+
+
+def _named(script: Script, node: ast.Name | ast.Attribute, depth: int) -> Kind | None:
+    """What a name stands for: what it was given, else what it is called."""
     found = {kind(script, one.value, depth - 1) for one in script.values(node) if one.value is not node} - {None}
     for one in ("wrapped", "compiled", "quantized", "state", "other"):  # what it becomes later counts most
         if one in found:
-            return one  # type: ignore[return-value]
+            return one
     if found:
         return found.pop()
     if isinstance(node, ast.Attribute) and node.attr == "module":

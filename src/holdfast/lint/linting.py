@@ -36,11 +36,15 @@ class Finding(NamedTuple):
 
 
 class Linted(NamedTuple):
-    """What was found in one script; ``diff`` is the change that types the fixes, "" where there is none."""
+    """What was found in one script.
+
+    ``diff`` is the change that types the fixes, "" where there is none; ``encoding`` is that of the script.
+    """
 
     file: str
     findings: tuple[Finding, ...]
     diff: str
+    encoding: str
 
 
 def lint(file: str, *, select: Collection[str] = (), ignore: Collection[str] = ()) -> Linted:
@@ -73,8 +77,8 @@ def lint(file: str, *, select: Collection[str] = (), ignore: Collection[str] = (
             column = item.node.col_offset + 1  # type: ignore[attr-defined]
             findings.append(Finding(one, source.place(line), line, column, item.what, item.instead, item.edit))
     findings.sort(key=lambda one: (one.line, one.column, one.rule.code))
-    edits = [one.edit for one in findings if one.edit is not None and not source.cells]
-    return Linted(file, tuple(findings), fixed(file, script, edits))
+    edits = [one.edit for one in findings if one.edit is not None and source.takes_diffs]
+    return Linted(file, tuple(findings), fixed(script, edits), source.encoding)
 
 
 def _chosen(select: Collection[str], ignore: Collection[str]) -> list[Rule]:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from holdfast.lint.checkpoints import Checkpoints
+from holdfast.lint.checkpoints import Checkpoints, Save
 from holdfast.lint.script import Script
 
 
@@ -38,6 +38,10 @@ class Seen(NamedTuple):
     def text(self, node: ast.AST) -> str:
         """The source of a node on one line."""
         return self.script.text(node)
+
+    def file_of(self, save: Save) -> str:
+        """The file of a save as the script writes it."""
+        return self.text(save.file) if save.file is not None else "file"
 
     def replaced(self, node: ast.expr, text: str, needs: str | None = "holdfast") -> Edit:
         """The edit that puts ``text`` in the place of ``node``."""

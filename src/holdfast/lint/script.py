@@ -1,4 +1,4 @@
-"""A parsed script and the questions that rules ask of it: who calls what, what a name was given, what is around a line."""
+"""A parsed script and what rules ask of it: who calls what, what a name was given, what is around a line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from holdfast.errors import RefusedFile, UnknownFormat
@@ -28,6 +29,10 @@ _USUAL = {
     "optim": "torch.optim",
 }
 """What these names mean in a fragment that does not show its imports."""
+
+
+MOST_VALUES = 8
+"""Of a name's values, and of a function's calls, so many are looked at: a script that is an attack has thousands."""
 
 
 class Call(NamedTuple):
@@ -79,7 +84,11 @@ class Script:
         self.bindings: dict[tuple[ast.AST, str], list[Binding]] = defaultdict(list)
         self.everywhere: dict[str, list[Binding]] = defaultdict(list)
         self._bind_names()
-        self.calls = [self._call(node) for node in self.nodes if isinstance(node, ast.Call)]
+        self.calls = [self.call(node) for node in self.nodes if isinstance(node, ast.Call)]
+        self.calls_by: dict[str, list[Call]] = defaultdict(list)
+        self._index_calls()
+        self.kinds: dict[tuple[ast.AST, str], str | None] = {}
+        self._bound: dict[ast.AST, frozenset[str]] = {}
         self.functions = {n.name: n for n in self.nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
         self.classes = {n.name: n for n in self.nodes if isinstance(n, ast.ClassDef)}
 
@@ -112,9 +121,7 @@ class Script:
                     self._bind(node, target, node.value)
             elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
                 self._bind(node, node.target, node.value)
-            elif isinstance(node, ast.AugAssign):
-                self._bind(node, node.target, None)
-            elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            elif isinstance(node, ast.AugAssign | ast.For | ast.AsyncFor | ast.comprehension):
                 self._bind(node, node.target, None)
             elif isinstance(node, ast.withitem) and node.optional_vars is not None:
                 self._bind(node, node.optional_vars, node.context_expr)
@@ -131,10 +138,40 @@ class Script:
             self.bindings[self.scope[node], key].append(Binding(node, value))
             self.everywhere[key].append(Binding(node, value))
 
-    def _call(self, node: ast.Call) -> Call:
+    def call(self, node: ast.Call) -> Call:
+        """A call with the names in it."""
         name = self.name(node.func)
         method = node.func.attr if isinstance(node.func, ast.Attribute) else name.rsplit(".", 1)[-1]
         return Call(node, name, method)
+
+    def _index_calls(self) -> None:
+        """The calls by the last part of their name, and by what stands before it: ``save``, ``model.``."""
+        for call in self.calls:
+            self.calls_by[call.method].append(call)
+            before = self.key(call.receiver)
+            if before:
+                self.calls_by[f"{before}."].append(call)
+
+    @cached_property
+    def read(self) -> dict[str, list[ast.Name]]:
+        """Where each plain name is read."""
+        found: dict[str, list[ast.Name]] = defaultdict(list)
+        for node in self.nodes:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found[node.id].append(node)
+        return found
+
+    @cached_property
+    def following(self) -> dict[ast.AST, ast.stmt]:
+        """The statement after each one, in the same list."""
+        return {one: after for suite in self.suites() for one, after in itertools.pairwise(suite)}
+
+    def bound_in(self, node: ast.AST) -> frozenset[str]:
+        """The names that are given a value below a node, such as a loop."""
+        if node not in self._bound:
+            names = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+            self._bound[node] = frozenset(n.id for n in names)
+        return self._bound[node]
 
     def key(self, node: ast.AST | None) -> str:
         """``self.model`` as it is written; "" for what is no chain of names."""
@@ -166,12 +203,12 @@ class Script:
         """What the name was given: in its own function, else around it; an attribute anywhere in the script."""
         key = self.key(node)
         if "." in key:
-            return self.everywhere.get(key, [])
+            return self.everywhere.get(key, [])[:MOST_VALUES]
         scope = self.scope[node]
         while key:
             found = self.bindings.get((scope, key))
             if found or scope is self.tree or self.is_parameter(scope, key):
-                return found or []
+                return (found or [])[:MOST_VALUES]
             scope = self.scope[scope]
         return []
 
@@ -208,7 +245,7 @@ class Script:
 
     def calls_in(self, node: ast.AST) -> Iterator[Call]:
         """The calls below a node."""
-        return (self._call(one) for one in ast.walk(node) if isinstance(one, ast.Call))
+        return (self.call(one) for one in ast.walk(node) if isinstance(one, ast.Call))
 
     def names_in(self, node: ast.AST) -> set[str]:
         """The plain names below a node."""
@@ -217,7 +254,7 @@ class Script:
     def calls_of(self, function: ast.AST) -> list[Call]:
         """The places where the script calls one of its own functions."""
         name = getattr(function, "name", "")
-        return [call for call in self.calls if name and call.method == name]
+        return self.calls_by[name][:MOST_VALUES] if name else []
 
 
 def parameters(function: Function) -> list[ast.arg]:

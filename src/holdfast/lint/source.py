@@ -26,12 +26,19 @@ _MAGIC = re.compile(r"^(\s*)([%!?]|\w[\w.]*\?{1,2}\s*$)")
 class Source(NamedTuple):
     """The code of one file.
 
-    ``cells`` has the cell's number and the line in it for each line of ``text``, or nothing where it is no notebook.
+    ``encoding`` is that of the file. ``cells`` has the cell's number and the line in it for each line of ``text``, or
+    nothing where it is no notebook.
     """
 
     file: str
     text: str
+    encoding: str = "utf-8"
     cells: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def takes_diffs(self) -> bool:
+        """Whether a diff of the text is one of the file: not of cells, nor behind a byte order mark."""
+        return not self.cells and self.encoding != "utf-8-sig"
 
     def place(self, line: int) -> str:
         """``train.py:12``, or ``notes.ipynb:cell 3:12``."""
@@ -55,7 +62,7 @@ def read_source(file: str) -> Source:
     """
     is_notebook = file.endswith(".ipynb")
     data = _read(file, MOST_NOTEBOOK if is_notebook else MOST_CODE)
-    source = _notebook(file, data) if is_notebook else Source(file, _decode(file, data))
+    source = _notebook(file, data) if is_notebook else Source(file, *_decode(file, data))
     if len(source.text) > MOST_CODE:
         raise RefusedFile(_said(file, f"has more than {MOST_CODE:,} characters of code"), file=file)
     if "\0" in source.text:
@@ -83,19 +90,21 @@ def _read(file: str, most: int) -> bytes:
     return data
 
 
-def _decode(file: str, data: bytes) -> str:
-    """The text, in the encoding that its first lines name (PEP 263) or in UTF-8."""
+def _decode(file: str, data: bytes) -> tuple[str, str]:
+    """The text and its encoding: the one that its first lines name (PEP 263), or UTF-8."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         if encoding.replace("-", "_").lower() in _SLOW:
             raise UnknownFormat(_said(file, f"says that it is in {encoding}, which no script is"), file=file)
-        return data.decode(encoding)
+        return data.decode(encoding), encoding
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         problem = f"is not {error.encoding}, as it should be: save it as UTF-8"
         raise UnknownFormat(f"`{printable(file)}:{line}`: {problem}", file=file, offset=error.start) from error
     except (SyntaxError, LookupError, UnicodeError) as error:
-        raise UnknownFormat(_said(file, f"names an encoding that is not known: {printable(str(error))}"), file=file) from error
+        raise UnknownFormat(
+            _said(file, f"names an encoding that is not known: {printable(str(error))}"), file=file
+        ) from error
 
 
 def _notebook(file: str, data: bytes) -> Source:
@@ -110,7 +119,7 @@ def _notebook(file: str, data: bytes) -> Source:
         for inner, line in enumerate(_python(code), 1):
             lines.append(line)
             places.append((number, inner))
-    return Source(file, "".join(f"{line}\n" for line in lines), tuple(places) or ((1, 1),))
+    return Source(file, "".join(f"{line}\n" for line in lines), cells=tuple(places) or ((1, 1),))
 
 
 def _code(cell: dict[str, Any]) -> str:

@@ -29,11 +29,11 @@ def best_not_saved(seen: Seen) -> Iterator[Found]:
         best = _compared(script, node)
         if best and best not in saved and best.removeprefix("self.") not in saved and best not in told:
             told.add(best)
-            file = seen.text(full[0].file) if full[0].file is not None else "file"
+            file = seen.file_of(full[0])
             yield Found(
                 node,
                 f"`{best}` is in no checkpoint: after a restart a worse model overwrites the best",
-                f'holdfast.save({{..., "{best.removeprefix("self.")}": {best}}}, {file}), or Run(..., best="val_acc:max")',
+                f'holdfast.save({{..., "{best.rsplit(".", 1)[-1]}": {best}}}, {file}), or Run(..., best="val_acc:max")',
             )
 
 
@@ -73,7 +73,9 @@ def latest_by_time_or_text(seen: Seen) -> Iterator[Found]:
             why = "compares names as text: `epoch_9` comes after `epoch_10`"
         else:
             continue
-        yield Found(call.node, why, 'holdfast.Run("runs/a", ...), which resumes by step, or the reference "runs/a@last"')
+        yield Found(
+            call.node, why, 'holdfast.Run("runs/a", ...), which resumes by step, or the reference "runs/a@last"'
+        )
 
 
 def _of_checkpoints(script: Script, node: ast.Call) -> bool:

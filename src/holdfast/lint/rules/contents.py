@@ -64,7 +64,9 @@ def _innermost(value: ast.expr | None) -> ast.expr | None:
     while value is not None and not is_state(value):
         if isinstance(value, ast.Call):
             inner = value.func.value if isinstance(value.func, ast.Attribute) and not value.args else None
-            plain = isinstance(value.func, ast.Name) or (isinstance(value.func, ast.Attribute) and value.func.attr == "copy")
+            plain = isinstance(value.func, ast.Name) or (
+                isinstance(value.func, ast.Attribute) and value.func.attr == "copy"
+            )
             value = inner if inner is not None else value.args[0] if plain and len(value.args) == 1 else None
         elif isinstance(value, ast.Dict) and value.keys == [None]:
             value = value.values[0]
@@ -79,24 +81,15 @@ def _same_each_round(script: Script, node: ast.AST, source: ast.expr) -> bool:
     """Whether ``source`` is the same object in each round of the loop around ``node``."""
     loop = script.loop(node)
     root = script.key(source).split(".")[0]
-    return loop is not None and bool(root) and root not in bound_in(script, loop)
-
-
-def bound_in(script: Script, loop: ast.AST) -> set[str]:
-    """The names that a loop gives a value in each round."""
-    return {n.id for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return loop is not None and bool(root) and root not in script.bound_in(loop)
 
 
 def _saved_next(script: Script, node: ast.Assign, target: ast.expr) -> bool:
     """Whether the state goes to a file in the next statement, before anything can change it."""
-    parent = script.parent[node]
-    suite = next((s for f in ("body", "orelse") if node in (s := getattr(parent, f, None) or [])), [])
-    later = suite[suite.index(node) + 1 :][:1] if suite else []
-    name = script.key(target)
-    return any(
+    after, name = script.following.get(node), script.key(target)
+    return after is not None and any(
         call.method in ("save", "load_state_dict") and any(script.key(one) == name for one in call.node.args)
-        for one in later
-        for call in script.calls_in(one)
+        for call in script.calls_in(after)
     )
 
 
@@ -111,12 +104,12 @@ def whole_module_saved(seen: Seen) -> Iterator[Found]:
         whole = [("", save.obj), *save.items]
         for key, value in whole:
             if kind(seen.script, value) in ("module", "wrapped", "compiled") and not owner(value):
-                name, file = seen.text(value), seen.text(save.file) if save.file is not None else "file"
-                line = f"holdfast.save({name}, {file})" if not key else f'holdfast.save({{"{key}": {name}, ...}}, {file})'
+                name, file = seen.text(value), seen.file_of(save)
+                what = f'{{"{key}": {name}, ...}}' if key else name
                 yield Found(
                     value,
-                    f"pickles the whole `{name}`: torch.load refuses such a file since 2.6, and it breaks when the class moves",
-                    line,
+                    f"pickles the whole `{name}`: torch.load refuses that since 2.6, and it breaks if the class moves",
+                    f"holdfast.save({what}, {file})",
                     seen.replaced(save.call.node.func, "holdfast.save"),
                 )
 
@@ -186,38 +179,30 @@ def _is_called(script: Script, name: ast.Name) -> bool:
     """Whether every value of a name is a call that gives a tensor: no float(), no .item()."""
     plain = {"item", "float", "detach", "tolist", "round", "int"}
     values = [one.value for one in script.values(name)]
-    return bool(values) and all(isinstance(v, ast.Call) and script._call(v).method not in plain for v in values)
+    return bool(values) and all(isinstance(v, ast.Call) and script.call(v).method not in plain for v in values)
 
 
 @rule("HF005", "wrapped-names")
 def wrapped_names(seen: Seen) -> Iterator[Found]:
     """DataParallel, DDP and torch.compile put a word before every name, and a plain model then misses every key."""
-    script = seen.script
-    for save in seen.checkpoints.saves:
-        for value in [save.obj, *(item.value for item in save.items)]:
-            model = owner(value) if is_state(value) else None
-            wrapper = kind(script, model)
-            if model is None or wrapper not in ("wrapped", "compiled") or _unwraps(script, value, model):
-                continue
-            name, file = seen.text(model), seen.text(save.file) if save.file is not None else "file"
-            prefix = "module." if wrapper == "wrapped" else "_orig_mod."
-            whole = value is save.obj
-            yield Found(
-                value,
-                f"`{name}` is wrapped: every name in the file begins with `{prefix}`, and a plain model misses every key",
-                f"holdfast.save({name}, {file})" if whole else f'holdfast.save({{"model": {name}, ...}}, {file})',
-                seen.replaced(save.call.node, f"holdfast.save({name}, {file})") if whole and save.file else None,
-            )
+    for save, value, model in seen.checkpoints.states:
+        wrapper = kind(seen.script, model)
+        if wrapper not in ("wrapped", "compiled") or _unwraps(seen, value, model):
+            continue
+        name, file = seen.text(model), seen.file_of(save)
+        prefix = "module." if wrapper == "wrapped" else "_orig_mod."
+        whole = value is save.obj
+        yield Found(
+            value,
+            f"`{name}` is wrapped: the names in the file begin with `{prefix}`, and a plain model misses every key",
+            f"holdfast.save({name}, {file})" if whole else f'holdfast.save({{"model": {name}, ...}}, {file})',
+            seen.replaced(save.call.node, f"holdfast.save({name}, {file})") if whole and save.file else None,
+        )
 
 
-def _unwraps(script: Script, value: ast.AST, model: ast.expr) -> bool:
+def _unwraps(seen: Seen, value: ast.AST, model: ast.expr) -> bool:
     """Whether the same function also takes the model out of its wrapper: then it knows."""
-    name = script.key(model)
-    inner = {f"{name}.module", f"{name}._orig_mod"}
-    return any(
-        isinstance(n, ast.Attribute) and script.scope[n] is script.scope[value] and script.key(n) in inner
-        for n in script.nodes
-    )
+    return (seen.script.scope[value], seen.script.key(model)) in seen.checkpoints.unwrapped
 
 
 @rule("HF006", "metadata-dropped")
@@ -226,20 +211,22 @@ def metadata_dropped(seen: Seen) -> Iterator[Found]:
 
     A module that migrates old names then takes the new file for a file of version 0.
     """
-    script = seen.script
     for save in seen.checkpoints.saves:
-        for value in [save.obj, *(item.value for item in save.items)]:
-            if not isinstance(value, ast.DictComp):
-                continue
-            source = value.generators[0].iter
-            inner = source.func.value if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) else None
-            model = owner(inner)
-            if model is not None and not value.generators[0].ifs and isinstance(value.key, ast.Name):
-                file = seen.text(save.file) if save.file is not None else "file"
+        for value in (save.obj, *(item.value for item in save.items)):
+            part = value.generators[0] if isinstance(value, ast.DictComp) else None
+            items = part.iter.func if part is not None and isinstance(part.iter, ast.Call) else None
+            model = owner(items.value) if isinstance(items, ast.Attribute) else None
+            same = (
+                isinstance(value, ast.DictComp)
+                and isinstance(value.key, ast.Name)
+                and part is not None
+                and not part.ifs
+            )
+            if model is not None and same:
                 yield Found(
                     value,
-                    "the new dict has no `_metadata`: modules that migrate old names take the file for one of version 0",
-                    f"holdfast.save({seen.text(model)}, {file})",
+                    "the new dict has no `_metadata`: modules that migrate old names take it for one of version 0",
+                    f"holdfast.save({seen.text(model)}, {seen.file_of(save)})",
                 )
 
 
@@ -252,16 +239,14 @@ def quantized_state(seen: Seen) -> Iterator[Found]:
     script = seen.script
     if any(kind(script, one.owner) == "quantized" for one in seen.checkpoints.restored):
         return  # it is loaded into a quantized model, which is right
-    for save in seen.checkpoints.saves:
-        for value in [save.obj, *(item.value for item in save.items)]:
-            model = owner(value) if is_state(value) else None
-            if model is not None and kind(script, model) == "quantized":
-                name, file = seen.text(model), seen.text(save.file) if save.file is not None else "file"
-                yield Found(
-                    value,
-                    f"the state of the quantized `{name}` fits no float model; with strict=False its layers stay random",
-                    f"holdfast.save({name}, {file}), later holdfast.build({file}, factory=Net)",
-                )
+    for save, value, model in seen.checkpoints.states:
+        if kind(script, model) == "quantized":
+            name, file = seen.text(model), seen.file_of(save)
+            yield Found(
+                value,
+                f"the state of the quantized `{name}` fits no float model; strict=False leaves its layers random",
+                f"holdfast.save({name}, {file}), later holdfast.build({file}, factory=Net)",
+            )
 
 
 @rule("HF008", "traced-in-training")
@@ -274,7 +259,7 @@ def traced_in_training(seen: Seen) -> Iterator[Found]:
         if call.name not in ("torch.jit.trace", "torch.jit.script") or kind(script, model) != "module" or model is None:
             continue
         made = [one.value for one in script.values(model)]
-        calm = any(isinstance(v, ast.Call) and script._call(v).method in ("eval", "build") for v in made)
+        calm = any(isinstance(v, ast.Call) and script.call(v).method in ("eval", "build") for v in made)
         if script.key(model) and script.key(model) not in quiet and not calm:
             name = seen.text(model)
             yield Found(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from holdfast.lint.checkpoints import Save, arguments_for
 from holdfast.lint.rule import Found, Seen, rule
-from holdfast.lint.rules.contents import bound_in
 from holdfast.lint.script import Script, constant, parameters
 
 _REMOVES = {"os.remove", "os.unlink", "shutil.rmtree"}
@@ -28,9 +27,8 @@ def saved_in_place(seen: Seen) -> Iterator[Found]:
     for save in seen.checkpoints.saves:
         if save.file is None or not _is_repeated(seen.script, save):
             continue
-        function = seen.script.scope[save.call.node]
         file = seen.text(save.file)
-        if _TEMPORARY.search(file) or _is_moved(seen.script, function):
+        if _TEMPORARY.search(file) or seen.script.scope[save.call.node] in seen.checkpoints.moves:
             continue
         yield Found(
             save.call.node,
@@ -67,7 +65,7 @@ def _is_fixed(script: Script, path: ast.expr, where: ast.AST, depth: int = 3) ->
     """Whether a path is the same in each round of a loop, or each call of a function."""
     if any(isinstance(one, ast.Call) and _TELLS_APART.search(script.text(one.func)) for one in ast.walk(path)):
         return False
-    bound = bound_in(script, where)
+    bound = script.bound_in(where)
     for one in ast.walk(path):
         if isinstance(one, ast.Name) and one.id in bound:
             values = [binding.value for binding in script.values(one)]
@@ -91,17 +89,6 @@ def _has_defaults(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[s
 def _is_stream(script: Script, path: ast.expr) -> bool:
     values = [one.value for one in script.values(path)]
     return any(isinstance(v, ast.Call) and re.search(r"BytesIO|open|Temporary", script.text(v.func)) for v in values)
-
-
-def _is_moved(script: Script, function: ast.AST) -> bool:
-    """Whether the function renames a file: then it is written elsewhere first."""
-    for call in script.calls:
-        if script.scope[call.node] is function:
-            if call.name in ("os.replace", "os.rename", "os.renames", "shutil.move") or call.method == "rename":
-                return True
-            if call.method == "replace" and len(call.node.args) == 1:  # of a Path; that of a str takes two
-                return True
-    return False
 
 
 @rule("HF010", "deleted-before-saved")
@@ -139,7 +126,7 @@ def folder_not_made(seen: Seen) -> Iterator[Found]:
     for save in seen.checkpoints.saves:
         folder = _folder(script, save.file)
         if folder:
-            file = seen.text(save.file) if save.file is not None else ""
+            file = seen.file_of(save)
             yield Found(
                 save.call.node,
                 f"nothing makes the folder `{folder}`: torch.save raises where it is not there",
@@ -168,8 +155,9 @@ def every_rank_saves(seen: Seen) -> Iterator[Found]:
     script = seen.script
     if not any(call.method == "init_process_group" for call in script.calls):
         return
+    leaving = _leaving(seen)
     for save in seen.checkpoints.saves:
-        if save.file is None or _RANK.search(seen.text(save.file)) or _is_guarded(seen, save.call.node):
+        if save.file is None or _RANK.search(seen.text(save.file)) or _is_guarded(seen, save.call.node, leaving):
             continue
         yield Found(
             save.call.node,
@@ -178,20 +166,29 @@ def every_rank_saves(seen: Seen) -> Iterator[Found]:
         )
 
 
-def _is_guarded(seen: Seen, node: ast.AST, depth: int = 3) -> bool:
+def _is_guarded(seen: Seen, node: ast.AST, leaving: set[ast.AST], depth: int = 3) -> bool:
     """Whether something around the line, or around every call of its function, asks for the rank."""
     script = seen.script
     tests = (one.test for one in script.around(node) if isinstance(one, ast.If | ast.IfExp))
-    if any(_RANK.search(seen.text(test)) for test in tests):
-        return True
     function = script.scope[node]
-    inside = (n for n in script.nodes if isinstance(n, ast.If) and script.scope[n] is function)
-    leaves = (n for n in inside if any(isinstance(s, ast.Return | ast.Continue | ast.Raise) for s in n.body))
-    if any(_RANK.search(seen.text(n.test)) for n in leaves):
+    if function in leaving or any(_RANK.search(seen.text(test)) for test in tests):
         return True
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or not depth:
         return False
     if any(_RANK.search(seen.text(one)) for one in function.decorator_list):
         return True
     calls = script.calls_of(function)
-    return not calls and function.name != "main" or all(_is_guarded(seen, call.node, depth - 1) for call in calls) and bool(calls)
+    if not calls:
+        return function.name != "main"  # who calls it may ask
+    return all(_is_guarded(seen, call.node, leaving, depth - 1) for call in calls)
+
+
+def _leaving(seen: Seen) -> set[ast.AST]:
+    """The functions that the other ranks leave: ``if rank != 0: return``."""
+    return {
+        seen.script.scope[node]
+        for node in seen.script.nodes
+        if isinstance(node, ast.If)
+        and any(isinstance(one, ast.Return | ast.Continue | ast.Raise) for one in node.body)
+        and _RANK.search(seen.text(node.test))
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -25,7 +26,9 @@ def file_runs_code(seen: Seen) -> Iterator[Found]:
             yield Found(
                 call.node,
                 "runs whatever code is in the file",
-                f"holdfast.build({file}, factory=Net)" if whole else f"holdfast.load({file}), or restore({file}, model=...)",
+                f"holdfast.build({file}, factory=Net)"
+                if whole
+                else f"holdfast.load({file}), or restore({file}, model=...)",
             )
 
 
@@ -54,17 +57,16 @@ def _used_as_module(script: Script, call: Call) -> bool:
     if not isinstance(above, ast.Assign) or len(above.targets) != 1:
         return False
     name, scope = script.key(above.targets[0]), script.scope[call.node]
-    others = [b.node.lineno for b in script.everywhere.get(name, []) if isinstance(b.node, ast.stmt)]
+    others = [b.node.lineno for b in script.values(above.targets[0]) if isinstance(b.node, ast.stmt)]
     end = min((line for line in others if line > above.lineno), default=1 << 60)
-    for use in script.calls:
-        inside = script.scope[use.node] is scope and above.lineno < use.node.lineno < end
-        if inside and name and (script.key(use.node.func) == name or _is_method(script, use, name)):
-            return True
-    return False
-
-
-def _is_method(script: Script, use: Call, name: str) -> bool:
-    return use.method in _AS_MODULE and script.key(use.receiver) == name
+    methods = (use for use in script.calls_by[f"{name}."] if use.method in _AS_MODULE)
+    uses = itertools.chain(methods, script.calls_by[name] if name.isidentifier() else ())
+    return bool(name) and any(
+        script.scope[use.node] is scope
+        and above.lineno < use.node.lineno < end
+        and (use.receiver is None or use.method in _AS_MODULE)
+        for use in uses
+    )
 
 
 @rule("HF023", "no-map-location")
@@ -78,7 +80,11 @@ def no_map_location(seen: Seen) -> Iterator[Found]:
     for call in seen.checkpoints.loads:
         if _used_as_module(seen.script, call):
             continue  # build is the answer there
-        if call.argument(1, "map_location") is None and call.node.args and not any(k.arg is None for k in call.node.keywords):
+        if (
+            call.argument(1, "map_location") is None
+            and call.node.args
+            and not any(k.arg is None for k in call.node.keywords)
+        ):
             file = call.node.args[0]
             end = seen.script.offset(file.end_lineno or file.lineno, file.end_col_offset or 0)
             yield Found(
@@ -119,14 +125,14 @@ def _source(seen: Seen, state: ast.expr) -> str:
 
 @rule("HF025", "names-filtered")
 def names_filtered(seen: Seen) -> Iterator[Found]:
-    """`{k: v for k, v in state.items() if k in own}` is empty when the names differ in a prefix, and nobody hears of it."""
+    """`{k: v for k, v in state.items() if k in own}` is empty when names differ in a prefix, and nobody hears of it."""
     script = seen.script
     for node in script.nodes:
         if not isinstance(node, ast.DictComp) or not _is_filter(script, node):
             continue
         statement = script.statement(node)
         name = script.key(statement.targets[0]) if isinstance(statement, ast.Assign) else ""
-        if name and _is_looked_at(script, name, node):
+        if name and _is_looked_at(script, name):
             continue
         models = [seen.text(one.owner) for one in seen.checkpoints.restored if kind(script, one.owner) != "optimizer"]
         if models:
@@ -138,14 +144,13 @@ def names_filtered(seen: Seen) -> Iterator[Found]:
             )
 
 
-def _is_looked_at(script: Script, name: str, made: ast.AST) -> bool:
+def _is_looked_at(script: Script, name: str) -> bool:
     """Whether the names that were kept are used for anything but loading: then somebody sees how many there are."""
-    for node in script.nodes:
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
-            call = script.parent[node]
-            loads = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and node in call.args
-            if not loads or call.func.attr not in ("update", "load_state_dict"):  # type: ignore[attr-defined]
-                return True
+    for node in script.read.get(name, ()):
+        call = script.parent[node]
+        loads = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and node in call.args
+        if not loads or call.func.attr not in ("update", "load_state_dict"):  # type: ignore[attr-defined]
+            return True
     return False
 
 
@@ -195,12 +200,14 @@ def _asked_first(seen: Seen, call: Call, prefix: str) -> bool:
     """Whether only the first one is replaced, in a name that was seen to begin with it."""
     if len(call.node.args) < 3:
         return False
-    around = [seen.script.statement(call.node), *seen.script.around(call.node)]
-    return any(one is not None and not isinstance(one, ast.Module) and _asks(seen, one, prefix) for one in around)
-
-
-def _asks(seen: Seen, node: ast.AST, prefix: str) -> bool:
-    return any(c.method == "startswith" and c.node.args and constant(c.node.args[0]) == prefix for c in seen.script.calls_in(node))
+    tests: list[ast.expr] = []
+    for one in seen.script.around(call.node):
+        if isinstance(one, ast.If | ast.IfExp):
+            tests.append(one.test)
+        elif isinstance(one, ast.DictComp | ast.ListComp | ast.GeneratorExp):
+            tests += [test for part in one.generators for test in part.ifs]
+    asked = (c for test in tests for c in seen.script.calls_in(test) if c.method == "startswith" and c.node.args)
+    return any(constant(c.node.args[0]) == prefix for c in asked)
 
 
 @rule("HF027", "half-loaded")
@@ -239,7 +246,7 @@ def eval_then_train(seen: Seen) -> Iterator[Found]:
     """`model.eval()` with `model.train()` right below it, as tutorials print them, leaves the model in train mode."""
     script = seen.script
     for suite in script.suites():
-        for first, second in zip(suite, suite[1:], strict=False):
+        for first, second in itertools.pairwise(suite):
             model = _mode(script, first, "eval")
             if model and model == _mode(script, second, "train"):
                 yield Found(
@@ -252,20 +259,20 @@ def eval_then_train(seen: Seen) -> Iterator[Found]:
 def _mode(script: Script, node: ast.stmt, mode: str) -> str:
     """The model of ``model.eval()``."""
     call = node.value if isinstance(node, ast.Expr) else None
-    is_mode = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == mode
-    return script.key(call.func.value) if is_mode and isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else ""
+    method = call.func if isinstance(call, ast.Call) else None
+    return script.key(method.value) if isinstance(method, ast.Attribute) and method.attr == mode else ""
 
 
 @rule("HF029", "eval-forgotten")
 def eval_forgotten(seen: Seen) -> Iterator[Found]:
-    """A model that was loaded to predict is still in train mode: dropout drops, and batch norm takes the batch's own."""
+    """A model that was loaded to predict is still in train mode: dropout drops, batch norm takes the batch's own."""
     script = seen.script
     methods = {call.method for call in script.calls}
     if methods & {"eval", "backward", "train", "step", "fit", "compile"}:
         return
     for one in seen.checkpoints.restored:
         model = script.key(one.owner)
-        uses = [c for c in script.calls if c.node.lineno > one.call.node.lineno and script.key(c.node.func) == model]
+        uses = [c for c in script.calls_by[model] if c.receiver is None and c.node.lineno > one.call.node.lineno]
         statement = script.parent.get(one.call.node)
         if model and uses and kind(script, one.owner) == "module" and isinstance(statement, ast.Expr):
             start = script.offset(statement.lineno, 0)

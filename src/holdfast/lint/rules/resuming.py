@@ -18,22 +18,20 @@ _LOOP_POSITION = {"epoch", "start_epoch", "step", "global_step", "iteration"}
 def part_not_saved(seen: Seen) -> Iterator[Found]:
     """A checkpoint with an epoch is meant to go on from, and one part of the training is not in it.
 
-    The optimizer then begins without its moments, the scheduler at its first learning rate, the scaler at its first scale.
+    The optimizer then begins without its moments, the scheduler at its first rate, the scaler at its first scale.
     """
     script = seen.script
+    parts = [(part, name) for part in _PARTS if (name := _made(script, part)) and not states_of(script, part)]
     for save in seen.checkpoints.saves:
         keys = {item.key for item in save.items}
         if not keys & _LOOP_POSITION or not any(is_state(item.value) for item in save.items):
             continue
-        for part in _PARTS:
-            name = _made(script, part)
-            if name and not states_of(script, part):
-                file = seen.text(save.file) if save.file is not None else "file"
-                yield Found(
-                    save.call.node,
-                    f"the {part} `{name}` is not in the checkpoint: a training that goes on begins with a new one",
-                    f'holdfast.save({{..., "{part}": {name}}}, {file})',
-                )
+        for part, name in parts:
+            yield Found(
+                save.call.node,
+                f"the {part} `{name}` is not in the checkpoint: a training that goes on begins with a new one",
+                f'holdfast.save({{..., "{part}": {name}}}, {seen.file_of(save)})',
+            )
 
 
 def _made(script: Script, part: str) -> str:
@@ -50,7 +48,7 @@ def saved_not_restored(seen: Seen) -> Iterator[Found]:
 
     Resumed at epoch 10 of 20, OneCycleLR goes on at 0.013 where the uninterrupted training has 0.061.
     """
-    script, checkpoints = seen.script, seen.checkpoints
+    checkpoints = seen.checkpoints
     if not checkpoints.resumes:
         return
     told: set[str] = set()
@@ -81,35 +79,32 @@ def _parameter(key: str) -> str:
 
 @rule("HF017", "epoch-off-by-one")
 def epoch_off_by_one(seen: Seen) -> Iterator[Found]:
-    """The file has the epoch that is done, and the loop begins with that one: it is trained twice, or one is left out."""
+    """The file has the epoch that is done, and the loop begins with it: one is trained twice, or one is left out."""
     script = seen.script
     for save in seen.checkpoints.saves:
         saved = next((item for item in save.items if item.key in ("epoch", "start_epoch")), None)
         loop = script.loop(save.call.node)
         if saved is None or not isinstance(loop, ast.For) or not isinstance(loop.target, ast.Name):
             continue
-        done = _more_than(script, saved.value, lambda node: script.key(node) == loop.target.id)  # type: ignore[attr-defined]
+        name = loop.target.id
         start = _range_start(script, loop)
-        if done is None or start is None:
-            continue
-        read = _read_as(script, start, saved.key)
-        if read is not None and done + read != 1:
+        done, read = _more_than(saved.value, name), _read_as(script, start, saved.key) if start is not None else None
+        if done is not None and read is not None and done + read != 1:
             what = "trained twice" if done + read < 1 else "left out"
             yield Found(
                 saved.value,
-                f"after a restart one epoch is {what}: the file has `{seen.text(saved.value)}`, the loop begins at that plus {read}",
-                f'"{saved.key}": {loop.target.id} + {1 - read}, or: for {loop.target.id} in run.epochs(n)',
+                f"a restart begins at the file's `{seen.text(saved.value)}` plus {read}: one epoch is {what}",
+                f'"{saved.key}": {name} + {1 - read}, or: for {name} in run.epochs(n)',
             )
 
 
-def _more_than(script: Script, node: ast.expr, is_base: object) -> int | None:
-    """n of ``base + n``; 0 for the base alone; None for anything else."""
-    test = is_base if callable(is_base) else lambda _: False
-    if test(node):
+def _more_than(node: ast.expr, base: str) -> int | None:
+    """The number of ``base + number``, where the base is a name or the key of a dict; 0 for the base alone."""
+    if (isinstance(node, ast.Name) and node.id == base) or subscript(node) == base:
         return 0
-    added = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and isinstance(node.right, ast.Constant)
-    if added and isinstance(node, ast.BinOp) and test(node.left) and isinstance(node.right, ast.Constant):
-        return node.right.value if isinstance(node.right.value, int) else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and isinstance(node.right, ast.Constant):
+        more = node.right.value
+        return more if isinstance(more, int) and _more_than(node.left, base) == 0 else None
     return None
 
 
@@ -121,19 +116,13 @@ def _range_start(script: Script, loop: ast.For) -> ast.expr | None:
 
 def _read_as(script: Script, start: ast.expr, key: str) -> int | None:
     """What is added between ``checkpoint["epoch"]`` and the loop's start; None where no checkpoint is read."""
-    direct = _more_than(script, start, lambda node: subscript(node) == key)
-    if direct is not None:
-        return direct
-    for extra in (0, 1):
-        base = start
-        if extra and isinstance(start, ast.BinOp) and _more_than(script, start, lambda n: isinstance(n, ast.Name)) == 1:
-            base = start.left
-        elif extra:
-            return None
-        for value in _given(script, base):
-            more = _more_than(script, value, lambda node: subscript(node) == key)
-            if more is not None:
-                return more + extra
+    more, base = 0, start
+    if isinstance(start, ast.BinOp) and isinstance(start.left, ast.Name):
+        more, base = _more_than(start, start.left.id) or 0, start.left
+    for value in (start, *_given(script, base)):
+        read = _more_than(value, key)
+        if read is not None and subscript(value.left if isinstance(value, ast.BinOp) else value) == key:
+            return read if value is start else read + more
     return None
 
 
@@ -162,7 +151,7 @@ def rng_not_saved(seen: Seen) -> Iterator[Found]:
             loader = script.key(statement.targets[0]) if isinstance(statement, ast.Assign) else "loader"
             yield Found(
                 save.call.node,
-                "the random state is not in the checkpoint: after a restart the shuffle gives the first epoch's order again",
+                "the random state is not in the checkpoint: a restart shuffles as the first epoch did",
                 f'holdfast.Run("runs/a", {_keywords(seen, save.items)}, loader={loader})',
             )
             return
@@ -179,22 +168,23 @@ def scheduler_after_load(seen: Seen) -> Iterator[Found]:
     Of nine schedulers of torch, five then go on with a wrong learning rate.
     """
     script = seen.script
+    made = [call for call in script.calls if kind(script, call.node) == "scheduler"]
     for one in seen.checkpoints.restored:
         optimizer = script.key(one.owner)
         if not optimizer or kind(script, one.owner) != "optimizer":
             continue
         scope = script.scope[one.call.node]
         remade = [b.node.lineno for b in script.values(one.owner) if isinstance(b.node, ast.stmt)]
-        for call in script.calls:
+        for call in made:
             at = call.node.lineno
             later = script.scope[call.node] is scope and at > one.call.node.lineno
-            if not later or kind(script, call.node) != "scheduler" or any(one.call.node.lineno < m <= at for m in remade):
+            if not later or any(one.call.node.lineno < m <= at for m in remade):
                 continue
             if script.key(call.argument(0, "optimizer")) == optimizer and not call.argument(9, "last_epoch"):
                 yield Found(
                     call.node,
-                    f"made after `{optimizer}` was loaded (line {one.call.node.lineno}): it sets the loaded learning rate back",
-                    f"make the scheduler first, then holdfast.restore(file, optimizer={optimizer}, scheduler=scheduler)",
+                    f"made after `{optimizer}` was loaded (line {one.call.node.lineno}): it sets the loaded rate back",
+                    f"make it first, then holdfast.restore(file, optimizer={optimizer}, scheduler=scheduler)",
                 )
 
 
