@@ -48,10 +48,11 @@ def recipes(page: str) -> list[tuple[str, list[Block]]]:
 
 
 class Command(NamedTuple):
-    """One ``$`` line of a console block with the output shown below it."""
+    """One ``$`` line of a console block with the output shown below it; ``# exit code 1`` says how it ends."""
 
     arguments: list[str]
     shown: str
+    code: int
 
 
 def commands(block: Block) -> list[Command]:
@@ -59,7 +60,8 @@ def commands(block: Block) -> list[Command]:
     found: list[Command] = []
     for line in block.text.splitlines():
         if line.startswith("$ "):
-            found.append(Command(shlex.split(line[2:], comments=True), ""))
+            code = re.search(r"# exit code (\d+)$", line)
+            found.append(Command(shlex.split(line[2:], comments=True), "", int(code[1]) if code else 0))
         elif found:
             found[-1] = found[-1]._replace(shown=found[-1].shown + line + "\n")
     return found

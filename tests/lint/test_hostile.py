@@ -104,14 +104,14 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_many_findings_take_linear_time(found: Found) -> None:
-    """20,000 lines that are all wrong: a rule that looks at everything for each line would need minutes."""
-    lines = "".join(f"best_{i} = model_{i}.state_dict().copy()\n" for i in range(20_000))
-    assert len(found(lines)) == 20_000
-    saves = "for epoch in range(3):\n" + "    torch.save(model, 'a/b.pt')\n" * 2_000
-    assert len(found(saves)) == 6_000
+    """5,000 lines that are all wrong: a rule that looks at everything for each line would need minutes."""
+    lines = "".join(f"best_{i} = model_{i}.state_dict().copy()\n" for i in range(5_000))
+    assert len(found(lines)) == 5_000
+    saves = "for epoch in range(3):\n" + "    torch.save(model, 'a/b.pt')\n" * 1_000
+    assert len(found(saves)) == 3_000
     scripts = sorted((Path(__file__).parent / "scripts").glob("*.py"))
     text = "".join(script.read_text(encoding="utf-8").replace("from __future__", "from f") for script in scripts)
-    assert len(found(text * 60)) > 1_000
+    assert len(found(text * 20)) > 500
 
 
 def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
