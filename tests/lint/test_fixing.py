@@ -151,3 +151,25 @@ def test_fixes_that_overlap_are_made_one_after_the_other(fix: Fix) -> None:
     fixed = fix(script)
     assert "holdfast.save(model, 'last.pt')" in fixed
     assert fix(fixed) == fixed
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("torch.save(model, 'a.pt', pickle_protocol=4)", None),
+        ("torch.save(model, 'a.pt', None)", None),
+        ("torch.save(obj=model, f='a.pt')", "holdfast.save(obj=model, f='a.pt')"),
+        ("model.load_state_dict(state, strict=False, assign=True)", None),
+        ("model.load_state_dict(state, False)", "print(holdfast.restore(state, model=model, match=holdfast.Warm()))"),
+        ("x = torch.load((file))  # cuda", None),
+        (
+            "x = torch.load(file, weights_only=True)  # cuda",
+            'x = torch.load(file, map_location="cpu", weights_only=True)  # cuda',
+        ),
+        ("x = torch.load(\n    file,\n)  # cuda", 'x = torch.load(\n    file, map_location="cpu",\n)  # cuda'),
+    ],
+)
+def test_what_a_diff_can_not_say_it_does_not_say(line: str, wanted: str | None, fix: Fix) -> None:
+    fixed = fix(f"import holdfast\n{line}\nx = y.replace('module.', '')  # state_dict\n")
+    assert fixed.startswith(f"import holdfast\n{line if wanted is None else wanted}\n")
+    assert "removeprefix" in fixed  # what is beside it is fixed all the same

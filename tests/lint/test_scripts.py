@@ -117,3 +117,26 @@ def test_rules_are_selected_and_ignored_by_code_or_name(found: Callable[..., Any
     assert [one.rule.code for one in found(script, select=["HF009"])] == ["HF009"]
     assert [one.rule.code for one in found(script, select=["whole-module-saved"])] == ["HF002"]
     assert [one.rule.code for one in found(script, ignore=["saved-in-place"])] == ["HF002"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "best = model.state_dict()",
+        "best = model.state_dict().copy()",
+        "best = dict(model.state_dict())",
+        "best = copy.copy(model.state_dict())",
+        "best = collections.OrderedDict(model.state_dict())",
+        "best = {**model.state_dict()}",
+        "best = {k: v for k, v in model.state_dict().items()}",
+        "best = {k: v.detach() for k, v in model.state_dict().items()}",
+        "best, best_acc = model.state_dict(), acc",
+        "self.best_state = self.model.state_dict()",
+        "for e in range(3):\n    best_model = model",
+        "for e in range(3):\n    states.append(model.state_dict())",
+    ],
+)
+def test_every_way_to_alias_is_found(line: str, found: Callable[..., Any]) -> None:
+    (one,) = found(line)
+    assert one.rule.code == "HF001"
+    assert "holdfast.snapshot(" in one.instead

@@ -67,11 +67,11 @@ def _block(language: Language, block: Block, anchors: dict[str, str]) -> Iterato
     if block.part("given"):
         yield f"{word('before')}\n\n{_fenced('python', block.part('given'))}"
     yield f"{word('typed')}\n\n{_fenced('python', block.part('typed'))}"
-    yield f"**{word('now')}: {block.result}**{word('stop')} {block.part(f'{code} today').strip()}"
+    yield word("now").format(block.result, block.part(f"{code} today").strip())
     if block.part("shows"):
         yield _fenced("text", block.part("shows"))
     links = ", ".join(f"[{name}]({anchors[name]})" for name in block.recipes)
-    yield f"**{word('type')}** ({links}){word('stop')} {block.part(f'{code} type').strip()}".rstrip()
+    yield word("type").format(links, block.part(f"{code} type").strip()).rstrip()
     if block.part("also given"):
         yield f"{word('also')}\n\n{_fenced('python', block.part('also given'))}"
     yield _fenced("python", block.part("type"))

@@ -5,29 +5,53 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import warnings
 from collections.abc import Iterable
 
 from holdfast.lint.rule import Edit
 from holdfast.lint.script import Script
 from holdfast.state.paths import printable
 
+MOST_TRIED = 100
+"""Edits that are tried one by one where all together are no Python."""
+
 
 def fixed(script: Script, edits: Iterable[Edit]) -> str:
     """The diff that makes as many of the edits as do not overlap; "" where there is none to make."""
-    text = script.source.text
     taken: list[Edit] = []
     for one in sorted(set(edits), key=lambda one: (one.start, -one.end)):  # the larger of two that begin together
         if not taken or one.start >= taken[-1].end:
             taken.append(one)
     if not taken:
         return ""
-    newline = "\r\n" if script.lines[0].endswith("\r\n") else "\n"
-    for one in reversed(taken):
-        text = text[: one.start] + one.text.replace("\n", newline) + text[one.end :]
-    if any(one.needs for one in taken) and "holdfast" not in script.aliases:
-        at = script.offset(_first_import(script), 0)
-        text = f"{text[:at]}import holdfast{newline}{text[at:]}"
-    return _diff(script.source.file, script.lines, io.StringIO(text, newline="").readlines())
+    if not _parses(_edited(script, taken)):  # parentheses around an argument, say: each by itself
+        taken = [one for one in taken[:MOST_TRIED] if _parses(_edited(script, [one]))]
+    after = io.StringIO(_edited(script, taken), newline="").readlines()
+    return _diff(script.source.file, script.lines, after)
+
+
+def _edited(script: Script, edits: list[Edit]) -> str:
+    """The text with edits that stand in their order and do not overlap."""
+    text, newline = script.source.text, "\r\n" if script.lines[0].endswith("\r\n") else "\n"
+    parts, at = [], 0
+    for one in edits:
+        parts += [text[at : one.start], one.text.replace("\n", newline)]
+        at = one.end
+    text = "".join([*parts, text[at:]])
+    if any(one.needs for one in edits) and "holdfast" not in script.aliases:
+        start = script.offset(_first_import(script), 0)
+        text = f"{text[:start]}import holdfast{newline}{text[start:]}"
+    return text
+
+
+def _parses(text: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(text)
+        except SyntaxError:
+            return False
+    return True
 
 
 def _first_import(script: Script) -> int:

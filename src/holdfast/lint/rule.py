@@ -49,6 +49,12 @@ class Seen(NamedTuple):
         end = self.script.offset(node.end_lineno or node.lineno, node.end_col_offset or 0)
         return Edit(start, end, text, needs)
 
+    def by_holdfast(self, save: Save) -> Edit | None:
+        """The edit that lets holdfast do a save; None where torch.save is given what holdfast.save does not take."""
+        call = save.call.node
+        plain = len(call.args) <= 2 and all(one.arg in ("obj", "f") for one in call.keywords) and save.file is not None
+        return self.replaced(call.func, "holdfast.save") if plain else None
+
 
 Find = Callable[[Seen], Iterator[Found]]
 

@@ -134,3 +134,36 @@ class FromMemory:
     def load(self, files, where):
         for file in files:
             self.state = torch.load(file, map_location=where)
+
+
+def searched(rates, loader):
+    best, best_model, best_state = 0.0, None, None
+    for rate in rates:
+        model = nn.Linear(8, 2)  # a new one for each rate
+        accuracy = fit(model, rate, loader)
+        if accuracy > best:
+            best, best_model, best_state = accuracy, model, model.state_dict()
+            best_again = model
+            best_state_again = model.state_dict()
+    return best_model, best_state, best_again, best_state_again
+
+
+def fit(model, rate, loader):
+    return rate
+
+
+def rotated(model, old_checkpoints, step):
+    if len(old_checkpoints) > 3:
+        os.remove(old_checkpoints.pop(0))
+        os.remove(old_checkpoints[0])
+    torch.save(model.state_dict(), f"step_{step}.pt")
+
+
+def changed_copies(model, loss):
+    loss.backward()
+    best_half = {k: v.half() for k, v in model.state_dict().items()}
+    best_scaled = {k: v * 2 for k, v in model.state_dict().items()}
+    best_names = list(model.state_dict())
+    best_count = len(model.state_dict())
+    initial_sum = sum(v.sum() for v in model.state_dict().values())
+    return best_half, best_scaled, best_names, best_count, initial_sum

@@ -23,70 +23,73 @@ def aliased_state(seen: Seen) -> Iterator[Found]:
     """
     script = seen.script
     trains = any(call.method == "backward" for call in script.calls)
-    for node in script.nodes:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
-            kept = _BEST.search(script.key(target)) or (trains and _KEPT.search(script.key(target)))
-            if kept and (source := _alias(script, value)) is not None and not _saved_next(script, node, target):
-                yield _aliased(seen, target, value, source)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
-            source = _alias(script, node.args[0]) if len(node.args) == 1 else None
-            if source is not None and is_state(_innermost(node.args[0])) and _same_each_round(script, node, source):
-                yield _aliased(seen, node.func.value, node.args[0], source)
+    for name, bindings in script.everywhere.items():
+        if _BEST.search(name) or (trains and _KEPT.search(name)):
+            for one in bindings:
+                source = _alias(script, one.value) if isinstance(one.node, ast.Assign) and one.value else None
+                if source is not None and one.value is not None and not _saved_next(script, one.node, name):
+                    yield _aliased(seen, one.value, source, f"`{name}`", f"{name} = ")
+    for call in script.calls_by["append"]:
+        state = call.argument(0, "object")
+        source = _alias(script, state) if is_state(_innermost(state)) and script.loop(call.node) is not None else None
+        if source is not None and state is not None and call.receiver is not None:
+            name = seen.text(call.receiver)
+            yield _aliased(seen, state, source, f"each item of `{name}`", f"{name}.append(", ")")
 
 
-def _aliased(seen: Seen, target: ast.expr, value: ast.expr, source: ast.expr) -> Found:
-    name, what = seen.text(target), seen.text(source)
-    copy = f"holdfast.snapshot({what})"
-    so = ", so the best is the last" if _BEST.search(name) else ""
-    line = f"{name} = {copy}" if seen.script.statement(value) is seen.script.parent.get(value) else f"... {copy}"
+def _aliased(seen: Seen, value: ast.expr, source: ast.expr, what: str, *around: str) -> Found:
+    model = seen.text(source)
+    copy = f"holdfast.snapshot({model})"
+    so = ", so the best is the last" if _BEST.search(what) else ""
     return Found(
         value,
-        f"`{name}` holds the live tensors of `{what}`: later steps change it too{so}",
-        line,
+        f"{what} holds the live tensors of `{model}`: later steps change it too{so}",
+        copy.join([*around, ""][:2]),
         seen.replaced(value, copy),
     )
 
 
-def _alias(script: Script, value: ast.expr) -> ast.expr | None:
+def _alias(script: Script, value: ast.expr | None) -> ast.expr | None:
     """The object whose live tensors ``value`` hands out: by state_dict(), or the module itself."""
-    if any(call.method in _COPIES for call in script.calls_in(value)):
+    if value is None or any(call.method in _COPIES for call in script.calls_in(value)):
         return None
-    inner = _innermost(value)
-    if is_state(inner):
-        return owner(inner)
+    inner, loop = _innermost(value), script.loop(value)
+    source = owner(inner) if is_state(inner) else value
+    if loop is not None and script.key(source).split(".")[0] in script.bound_in(loop):
+        return None  # each round has a model of its own
     is_name = isinstance(value, ast.Name | ast.Attribute)
-    return value if is_name and kind(script, value) == "module" and script.loop(value) is not None else None
+    return source if is_state(inner) or (is_name and kind(script, value) == "module" and loop is not None) else None
 
 
 def _innermost(value: ast.expr | None) -> ast.expr | None:
     """``X.state_dict()`` out of what copies only its names."""
     while value is not None and not is_state(value):
         if isinstance(value, ast.Call):
-            inner = value.func.value if isinstance(value.func, ast.Attribute) and not value.args else None
-            plain = isinstance(value.func, ast.Name) or (
-                isinstance(value.func, ast.Attribute) and value.func.attr == "copy"
-            )
-            value = inner if inner is not None else value.args[0] if plain and len(value.args) == 1 else None
+            name = getattr(value.func, "attr", getattr(value.func, "id", ""))
+            if isinstance(value.func, ast.Attribute) and name in ("copy", "items") and not value.args:
+                value = value.func.value
+            else:
+                value = value.args[0] if name in ("dict", "OrderedDict", "copy") and len(value.args) == 1 else None
         elif isinstance(value, ast.Dict) and value.keys == [None]:
             value = value.values[0]
-        elif isinstance(value, ast.DictComp):
+        elif isinstance(value, ast.DictComp) and _keeps_all(value):
             value = value.generators[0].iter
         else:
             value = None
     return value
 
 
-def _same_each_round(script: Script, node: ast.AST, source: ast.expr) -> bool:
-    """Whether ``source`` is the same object in each round of the loop around ``node``."""
-    loop = script.loop(node)
-    root = script.key(source).split(".")[0]
-    return loop is not None and bool(root) and root not in script.bound_in(loop)
+def _keeps_all(node: ast.DictComp) -> bool:
+    """``{k: v for k, v in ...}``, or with ``v.detach()`` or ``v.data``: the same tensors under the same names."""
+    value = node.value.func if isinstance(node.value, ast.Call) and not node.value.args else node.value
+    if isinstance(value, ast.Attribute) and value.attr in ("detach", "data"):
+        value = value.value
+    return isinstance(node.key, ast.Name) and isinstance(value, ast.Name) and not node.generators[0].ifs
 
 
-def _saved_next(script: Script, node: ast.Assign, target: ast.expr) -> bool:
+def _saved_next(script: Script, node: ast.AST, name: str) -> bool:
     """Whether the state goes to a file in the next statement, before anything can change it."""
-    after, name = script.following.get(node), script.key(target)
+    after = script.following.get(node)
     return after is not None and any(
         call.method in ("save", "load_state_dict") and any(script.key(one) == name for one in call.node.args)
         for call in script.calls_in(after)
@@ -110,7 +113,7 @@ def whole_module_saved(seen: Seen) -> Iterator[Found]:
                     value,
                     f"pickles the whole `{name}`: torch.load refuses that since 2.6, and it breaks if the class moves",
                     f"holdfast.save({what}, {file})",
-                    seen.replaced(save.call.node.func, "holdfast.save"),
+                    seen.by_holdfast(save),
                 )
 
 
@@ -128,7 +131,7 @@ def types_refused(seen: Seen) -> Iterator[Found]:
                     value,
                     f'"{key}" is {what}: torch.load refuses the whole file with an UnpicklingError',
                     _with(seen, save.call.node),
-                    seen.replaced(save.call.node.func, "holdfast.save"),
+                    seen.by_holdfast(save),
                 )
 
 
@@ -196,7 +199,9 @@ def wrapped_names(seen: Seen) -> Iterator[Found]:
             value,
             f"`{name}` is wrapped: the names in the file begin with `{prefix}`, and a plain model misses every key",
             f"holdfast.save({name}, {file})" if whole else f'holdfast.save({{"model": {name}, ...}}, {file})',
-            seen.replaced(save.call.node, f"holdfast.save({name}, {file})") if whole and save.file else None,
+            seen.replaced(save.call.node, f"holdfast.save({name}, {file})")
+            if whole and seen.by_holdfast(save)
+            else None,
         )
 
 
@@ -258,6 +263,7 @@ def traced_in_training(seen: Seen) -> Iterator[Found]:
         model = call.argument(0, "obj" if call.method == "script" else "func")
         if call.name not in ("torch.jit.trace", "torch.jit.script") or kind(script, model) != "module" or model is None:
             continue
+        example = call.argument(1, "example_inputs")
         made = [one.value for one in script.values(model)]
         calm = any(isinstance(v, ast.Call) and script.call(v).method in ("eval", "build") for v in made)
         if script.key(model) and script.key(model) not in quiet and not calm:
@@ -265,5 +271,5 @@ def traced_in_training(seen: Seen) -> Iterator[Found]:
             yield Found(
                 call.node,
                 f"`{name}` was not put into eval mode: dropout stays alive in the file, and two calls differ",
-                f'holdfast.export({name}, "model.ts", example=x)',
+                f'holdfast.export({name}, "model.ts", example={seen.text(example) if example is not None else "x"})',
             )

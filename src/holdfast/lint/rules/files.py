@@ -34,7 +34,7 @@ def saved_in_place(seen: Seen) -> Iterator[Found]:
             save.call.node,
             f"writes over `{file}` in place: a kill in the middle leaves neither the old checkpoint nor the new one",
             f"holdfast.save({_short(seen, save.obj)}, {file})",
-            seen.replaced(save.call.node.func, "holdfast.save"),
+            seen.by_holdfast(save),
         )
 
 
@@ -113,8 +113,9 @@ def deleted_before_saved(seen: Seen) -> Iterator[Found]:
 
 
 def _removes(seen: Seen, call: ast.Call) -> bool:
-    is_path = isinstance(call.func, ast.Attribute) and call.func.attr == "unlink"
-    return (seen.script.name(call.func) in _REMOVES or is_path) and bool(_CHECKPOINT.search(seen.text(call)))
+    removes = seen.script.name(call.func) in _REMOVES or getattr(call.func, "attr", "") == "unlink"
+    one_of_several = re.search(r"\[|\.pop", seen.text(call))  # old[0]: others are left
+    return removes and not one_of_several and bool(_CHECKPOINT.search(seen.text(call)))
 
 
 @rule("HF011", "folder-not-made")
@@ -131,7 +132,7 @@ def folder_not_made(seen: Seen) -> Iterator[Found]:
                 save.call.node,
                 f"nothing makes the folder `{folder}`: torch.save raises where it is not there",
                 f"holdfast.save({_short(seen, save.obj)}, {file})",
-                seen.replaced(save.call.node.func, "holdfast.save"),
+                seen.by_holdfast(save),
             )
 
 
@@ -159,10 +160,11 @@ def every_rank_saves(seen: Seen) -> Iterator[Found]:
     for save in seen.checkpoints.saves:
         if save.file is None or _RANK.search(seen.text(save.file)) or _is_guarded(seen, save.call.node, leaving):
             continue
+        model = next((seen.text(one) for other, _, one in seen.checkpoints.states if other is save), "model")
         yield Found(
             save.call.node,
             "every rank runs this: all of them write the same file at the same time",
-            'holdfast.Run("runs/a", model=model, ...) on every rank: each part is written once, and committed together',
+            f'holdfast.Run("runs/a", model={model}, ...) on every rank: each part is written once, in one commit',
         )
 
 

@@ -112,7 +112,7 @@ def strict_false_unseen(seen: Seen) -> Iterator[Found]:
                 one.call.node,
                 "loads nothing when no name matches, and says nothing: what it returns is thrown away",
                 f"report = {line}",
-                seen.replaced(one.call.node, f"print({line})"),
+                seen.replaced(one.call.node, f"print({line})") if len(one.call.node.keywords) <= 1 else None,
             )
 
 
