@@ -48,11 +48,10 @@ def recipes(page: str) -> list[tuple[str, list[Block]]]:
 
 
 class Command(NamedTuple):
-    """One ``$`` line of a console block with the output shown below it; ``# exit code 1`` says how it ends."""
+    """One ``$`` line of a console block with the output shown below it."""
 
     arguments: list[str]
     shown: str
-    code: int
 
 
 def commands(block: Block) -> list[Command]:
@@ -60,8 +59,7 @@ def commands(block: Block) -> list[Command]:
     found: list[Command] = []
     for line in block.text.splitlines():
         if line.startswith("$ "):
-            code = re.search(r"# exit code (\d+)$", line)
-            found.append(Command(shlex.split(line[2:], comments=True), "", int(code[1]) if code else 0))
+            found.append(Command(shlex.split(line[2:], comments=True), ""))
         elif found:
             found[-1] = found[-1]._replace(shown=found[-1].shown + line + "\n")
     return found

@@ -23,7 +23,7 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export", "lint")
+        for name in ("recipes", "recipes.zh-CN", "loading", "runs", "reading", "quantize", "programs", "export")
     ),
 ]
 NOT_OURS = {"make", "git", "python", "pip"}
@@ -61,7 +61,7 @@ def run_console(page: str, block: Block) -> None:
         line = [sys.executable, "-m", *command.arguments]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=60, check=False)
         where = f"{page}:{block.line}: {' '.join(command.arguments)}"
-        assert done.returncode == command.code, f"{where} exits {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{where} exits {done.returncode}\n{done.stdout}{done.stderr}"
         assert not command.shown or as_shown(command.shown, done.stdout), f"{where} prints\n{done.stdout}"
 
 

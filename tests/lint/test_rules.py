@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import torch
 
 import holdfast
 from holdfast.lint.rules import RULES
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, blocks, commands
+from tests.docs.test_code_blocks import as_shown
 
 PAGE = (ROOT / "docs/lint.md").read_text(encoding="utf-8")
 SETUP = """
@@ -136,6 +138,23 @@ def test_workers_really_draw_the_same_and_of_torch_they_do_not() -> None:
         names["loader"].multiprocessing_context = "fork"
         first, second, *_ = [float(one) for one in names["loader"]]
         assert (first == second) is same
+
+
+def test_the_page_shows_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for block in blocks("docs/lint.md"):
+        if block.kind == "python":
+            exec(block.text, {})
+        for command in commands(block) if block.kind == "console" else ():
+            assert f"{' '.join(command.arguments)}  # exit code 1\n" in block.text
+            environment = {"PYTHONPATH": str(Path(holdfast.__file__).parents[1]), "NO_COLOR": "1"}
+            line = [sys.executable, "-m", *command.arguments]
+            done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=60, check=False)
+            assert (done.returncode, done.stderr) == (1, "")
+            assert as_shown(command.shown, done.stdout), done.stdout
+            ran += 1
+    assert ran == 2
 
 
 def test_the_rules_are_about_what_holdfast_does() -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.docs.pages import ROOT, recipes
+from tests.docs.pages import ROOT
 from tests.docs.pages import blocks as blocks_of
 from tests.tutorials.blocks import WORDS, Block, Entry, blocks, entries, preamble
 
@@ -37,7 +37,7 @@ def write_page(language: Language) -> str:
 
 def _sections(language: Language) -> Iterator[str]:
     word, found = language.word, blocks()
-    anchors = _recipe_anchors(language)
+    anchors = recipe_anchors(language)
     yield f"# {word('title')}\n\n<!-- written by `python -m tests.tutorials.page` -->"
     yield word("intro")
     yield f"## {word('tally')}\n\n{_tally(language, found)}"
@@ -124,16 +124,11 @@ def _anchor(block: Block) -> str:
     return block.key.lower().replace(" ", "-")
 
 
-def _recipe_anchors(language: Language) -> dict[str, str]:
+def recipe_anchors(language: Language) -> dict[str, str]:
     """Where each recipe stands on the page of recipes: ``recipes.md#r2-save-and-load-the-parameters``."""
-    headings = [block.text for block in blocks_of(f"docs/{language.recipes}") if block.kind == "heading"]
-    slugs = {heading: re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    known = {name for name, _ in recipes(f"docs/{language.recipes}")}
-    return {
-        heading.split()[0]: f"{language.recipes}#{slug}"
-        for heading, slug in slugs.items()
-        if heading.split()[0] in known
-    }
+    headings = [block.text for block in blocks_of(f"docs/{language.recipes}") if re.match(r"R\d+ ", block.text)]
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {heading.split()[0]: f"{language.recipes}#{slug}" for heading, slug in zip(headings, slugs, strict=True)}
 
 
 if __name__ == "__main__":
