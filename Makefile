@@ -33,8 +33,10 @@ lint: $(READY) ## ruff check, ruff format --check, mypy --strict
 demo: $(READY) ## train, kill, resume, and prove that nothing differs
 	$(BIN)/python examples/demo.py $(ARGS)
 
-docs: $(READY) ## run every code block of README.md and docs/
+docs: $(READY) ## run every code block of the pages and build them as a site in docs/_build/html
 	$(BIN)/python -m pytest tests/docs $(ARGS)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(READY) ## run all of benchmarks/ (under ten minutes) and write their tables; ARGS="--quick" only tries them
 	$(BIN)/python benchmarks/report.py $(ARGS)
@@ -46,4 +48,4 @@ faults: $(READY) ## kills, power cuts and full disks at every call, of several p
 	$(BIN)/python -m pytest tests/faults tests/distributed -n auto --maxprocesses 4 -m "" $(ARGS)
 
 clean: ## remove .venv and every cache
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build

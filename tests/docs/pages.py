@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FENCE = re.compile(r"^```(\w*)[ \t]*\n(.*?)^```[ \t]*$|^<!-- preamble -->$|^#+ ([^\n]+)$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^```([\w{}-]*)[ \t]*\n(.*?)^```[ \t]*$|^<!-- preamble -->$|^#+ ([^\n]+)$", re.MULTILINE | re.DOTALL
+)
 
 
 class Block(NamedTuple):
@@ -18,6 +20,22 @@ class Block(NamedTuple):
     kind: str
     text: str
     line: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to run in it."""
+        return self.kind == "python" or any(command.arguments[0] == "holdfast" for command in commands(self))
+
+
+def pages() -> list[str]:
+    """All pages: the READMEs and docs/, without what was built of it."""
+    found = [*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")]
+    return sorted(page.relative_to(ROOT).as_posix() for page in found if "_build" not in page.parts)
+
+
+def translated() -> list[tuple[str, str]]:
+    """The pages of docs/ that are there in two languages."""
+    return [(page.replace(".zh-CN", ""), page) for page in pages() if page.startswith("docs/") and ".zh-CN" in page]
 
 
 def blocks(page: str) -> list[Block]:
@@ -57,7 +75,7 @@ class Command(NamedTuple):
 def commands(block: Block) -> list[Command]:
     """The commands of a console block."""
     found: list[Command] = []
-    for line in block.text.splitlines():
+    for line in block.text.splitlines() if block.kind == "console" else ():
         if line.startswith("$ "):
             found.append(Command(shlex.split(line[2:], comments=True), ""))
         elif found:

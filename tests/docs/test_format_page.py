@@ -10,6 +10,9 @@ import pytest
 import torch
 
 import holdfast
+from holdfast.runs.opening import open_any
+from holdfast.state.kinds import KINDS
+from holdfast.state.payloads import _CHECKS
 from tests.docs.pages import ROOT
 from tests.runs.test_sharded import commit as commit_sharded
 
@@ -97,3 +100,32 @@ def test_the_fields_of_sharded_entries_are_these(tmp_path: Path) -> None:
     content = json.loads((commit_sharded(tmp_path) / "entries.json").read_text())
     known = fields("entries.json") | fields("Several processes")
     assert "rectangles" in {name for entry in content["entries"] for name in entry} <= known
+
+
+def test_run_json_has_these_fields(root: Path) -> None:
+    assert set(json.loads((root / "run.json").read_text())) == fields("run.json")
+
+
+def test_the_environment_has_these_fields(root: Path) -> None:
+    environment = json.loads((root / "step-00000003" / "manifest.json").read_text())["environment"]
+    row = next(line for line in section("manifest.json").splitlines() if line.startswith("| `environment`"))
+    assert set(environment) | {"git"} == set(re.findall(r"`(\w+)`", row)) - {"environment"}
+
+
+def test_the_marks_are_these() -> None:
+    found = set(re.findall(r"`\$([\w.]+)`", "".join(re.findall(r"^\| (`\$[^|]*)\|", PAGE, re.MULTILINE))))
+    of_json = {"tensor", "int", "float", "str", "bytes", "complex", "opaque"}
+    assert found == of_json | set(KINDS) | set(_CHECKS)
+
+
+def test_what_is_recorded_of_objects_is_this(root: Path, tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    holdfast.save(layers, tmp_path / "probed.pt", config={"width": 4}, probe=torch.ones(1, 4))
+    holdfast.save(holdfast.quantize(layers, "dynamic-int8"), tmp_path / "quantized.pt")
+    found = list(json.loads((root / "step-00000003" / "manifest.json").read_text())["objects"].values())
+    for name in ("probed.pt", "quantized.pt"):
+        with open_any(tmp_path / name) as container:
+            found += container.document().objects.values()
+    recorded = {field for record in found for field in record}
+    assert recorded <= fields("Objects")
+    assert fields("Objects") - recorded <= {"source"}  # of classes whose source Python can find

@@ -137,6 +137,14 @@ def test_kills_fall_in_each_part_of_the_training() -> None:
     assert draw_kills({0: 9}, trace, 3, random.Random(4)) == draw_kills({0: 9}, trace, 3, random.Random(4))
 
 
+def test_a_loop_of_its_own_is_first_killed_when_something_is_committed() -> None:
+    trace = Trace(calls=100, commits=10, seconds=6.0)
+    firsts = {draw_kills({}, trace, 3, random.Random(seed))[0].calls for seed in range(200)}
+    assert min(firsts) == 20
+    assert max(firsts) == 33
+    assert draw_kills({}, Trace(calls=5, commits=1), 3, random.Random(1))[0].calls == 1
+
+
 def test_a_torn_trace_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
     file = tmp_path / "trace"
     whole = b'{"run":0,"root":"runs/a","generators":{"python":"1"}}\n{"item":0,"step":0,"digest":"d"}\n'

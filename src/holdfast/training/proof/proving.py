@@ -143,7 +143,9 @@ def draw_kills(items: dict[int, int], trace: Trace, count: int, draw: random.Ran
 def _own_loop(trace: Trace, count: int, number: int, draw: random.Random) -> Kill:
     """A loop that does not go through ``batches`` shows nothing of its items: kill by the clock, or inside a save."""
     if number % 2 == 0:
-        return Kill("inside a save", calls=draw.randint(1, max(1, trace.calls // count)))
+        last = max(1, trace.calls // count)
+        first = 1 if number else min(2 * (trace.calls // max(1, trace.commits)), last)  # after one that was committed
+        return Kill("inside a save", calls=draw.randint(max(1, first), last))
     return Kill("at some time", seconds=draw.uniform(0.2, 0.9) * trace.seconds / count)
 
 
