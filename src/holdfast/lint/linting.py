@@ -13,7 +13,7 @@ from holdfast.lint.checkpoints import Checkpoints
 from holdfast.lint.fixing import fixed
 from holdfast.lint.rule import Edit, Rule, Seen
 from holdfast.lint.rules import RULES
-from holdfast.lint.script import Script
+from holdfast.lint.script import Placed, Script
 from holdfast.lint.source import read_source
 from holdfast.state.paths import printable
 
@@ -72,9 +72,9 @@ def lint(file: str, *, select: Collection[str] = (), ignore: Collection[str] = (
     ignored = _ignored(source.text)
     findings = []
     for one, item in found:
-        line, end = item.node.lineno, _end(script, item.node)  # type: ignore[attr-defined]
-        if not any(_covers(ignored.get(at, ()), one) for at in range(line, end + 1)):
-            column = item.node.col_offset + 1  # type: ignore[attr-defined]
+        line, column = item.node.lineno, item.node.col_offset + 1
+        lines = range(line, _end(script, item.node) + 1) if ignored else ()
+        if not any(_covers(ignored.get(at, ()), one) for at in lines):
             findings.append(Finding(one, source.place(line), line, column, item.what, item.instead, item.edit))
     findings.sort(key=lambda one: (one.line, one.column, one.rule.code))
     edits = [one.edit for one in findings if one.edit is not None and source.takes_diffs]
@@ -89,13 +89,11 @@ def _chosen(select: Collection[str], ignore: Collection[str]) -> list[Rule]:
     return [r for r in RULES if (not select or {r.code, r.name} & {*select}) and not {r.code, r.name} & {*ignore}]
 
 
-def _end(script: Script, node: object) -> int:
+def _end(script: Script, node: Placed) -> int:
     """The last line of the statement that a node is in; the first of one that has others inside."""
-    statement = script.statement(node)  # type: ignore[arg-type]
-    line = int(node.lineno)  # type: ignore[attr-defined]
-    if statement is None or hasattr(statement, "body"):
-        return line
-    return statement.end_lineno or line
+    statement = script.statement(node)
+    whole = statement is not None and not hasattr(statement, "body")
+    return statement.end_lineno or node.lineno if whole and statement is not None else node.lineno
 
 
 def _ignored(text: str) -> dict[int, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from holdfast.lint.checkpoints import Checkpoints, Save
-from holdfast.lint.script import Script
+from holdfast.lint.script import Placed, Script
 
 
 class Edit(NamedTuple):
@@ -23,7 +23,7 @@ class Edit(NamedTuple):
 class Found(NamedTuple):
     """One mistake: where, what goes wrong, what to type instead, and the edit that types it, where one can."""
 
-    node: ast.AST
+    node: Placed
     what: str
     instead: str
     edit: Edit | None = None
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     script: Script
     checkpoints: Checkpoints
 
-    def text(self, node: ast.AST) -> str:
+    def text(self, node: Placed) -> str:
         """The source of a node on one line."""
         return self.script.text(node)
 

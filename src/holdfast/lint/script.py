@@ -18,6 +18,8 @@ from holdfast.state.paths import printable
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Loop = ast.For | ast.AsyncFor | ast.While
+Placed = ast.expr | ast.stmt
+"""What has a line and a column."""
 
 _USUAL = {
     "DDP": "torch.nn.parallel.DistributedDataParallel",
@@ -186,12 +188,12 @@ class Script:
         first, dot, rest = self.key(node).partition(".")
         return self.aliases.get(first, first) + dot + rest
 
-    def text(self, node: ast.AST) -> str:
+    def text(self, node: Placed) -> str:
         """The source of a node on one line."""
-        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1  # type: ignore[attr-defined]
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
         parts = self._bytes[first : last + 1]
-        parts[-1] = parts[-1][: node.end_col_offset]  # type: ignore[attr-defined]
-        parts[0] = parts[0][node.col_offset :]  # type: ignore[attr-defined]
+        parts[-1] = parts[-1][: node.end_col_offset]
+        parts[0] = parts[0][node.col_offset :]
         return re.sub(r"\s*[\r\n]\s*", " ", b"".join(parts).decode("utf-8", "replace"))
 
     def offset(self, line: int, column: int) -> int:

@@ -26,8 +26,14 @@ def best_not_saved(seen: Seen) -> Iterator[Found]:
     saved |= {item.key for save in full for item in save.items}
     told: set[str] = set()
     for node in script.nodes:
-        best = _compared(script, node)
-        if best and best not in saved and best.removeprefix("self.") not in saved and best not in told:
+        best = _compared(script, node) if isinstance(node, ast.stmt) else ""
+        if (
+            isinstance(node, ast.stmt)
+            and best
+            and best not in saved
+            and best.removeprefix("self.") not in saved
+            and best not in told
+        ):
             told.add(best)
             file = seen.file_of(full[0])
             yield Found(

@@ -22,14 +22,10 @@ def file_runs_code(seen: Seen) -> Iterator[Found]:
         flag = call.argument(9, "weights_only")
         if isinstance(flag, ast.Constant) and flag.value is False:
             file = _file(seen, call)
-            whole = _used_as_module(seen.script, call)
-            yield Found(
-                call.node,
-                "runs whatever code is in the file",
-                f"holdfast.build({file}, factory=Net)"
-                if whole
-                else f"holdfast.load({file}), or restore({file}, model=...)",
-            )
+            line = f"holdfast.load({file}), or holdfast.restore({file}, model=...)"
+            if _used_as_module(seen.script, call):
+                line = f"holdfast.build({file}, factory=Net)"
+            yield Found(call.node, "runs whatever code is in the file", line)
 
 
 @rule("HF022", "whole-module-loaded")
@@ -80,11 +76,8 @@ def no_map_location(seen: Seen) -> Iterator[Found]:
     for call in seen.checkpoints.loads:
         if _used_as_module(seen.script, call):
             continue  # build is the answer there
-        if (
-            call.argument(1, "map_location") is None
-            and call.node.args
-            and not any(k.arg is None for k in call.node.keywords)
-        ):
+        hidden = any(one.arg is None for one in call.node.keywords)  # **options may have it
+        if call.argument(1, "map_location") is None and call.node.args and not hidden:
             file = call.node.args[0]
             end = seen.script.offset(file.end_lineno or file.lineno, file.end_col_offset or 0)
             yield Found(
