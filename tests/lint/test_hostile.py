@@ -114,6 +114,12 @@ def test_many_findings_take_linear_time(found: Found) -> None:
     assert len(found(text * 20)) > 500
 
 
+def test_a_script_that_loads_in_thousands_of_places_is_refused(found: Found) -> None:
+    assert len(found("# cuda\n" + "x = torch.load(f)\nx.eval()\n" * 1_000)) == 1_000
+    with pytest.raises(RefusedFile, match="saves and loads in 3,000 places, and no script does in more than 2,000"):
+        found("x = torch.load(f)\nx.eval()\n" * 3_000)
+
+
 def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no such file"):
         lint(str(tmp_path / "gone.py"))

@@ -17,6 +17,7 @@ from holdfast.lint.script import Placed, Script
 from holdfast.lint.source import read_source
 from holdfast.state.paths import printable
 
+MOST_CHECKPOINTS = 2_000
 _IGNORE = re.compile(r"#\s*holdfast:\s*ignore(?:\[([\w\s,-]*)\])?")
 
 
@@ -65,7 +66,7 @@ def lint(file: str, *, select: Collection[str] = (), ignore: Collection[str] = (
     source = read_source(file)
     try:
         script = Script(source)
-        seen = Seen(script, Checkpoints(script))
+        seen = Seen(script, _checkpoints(script))
         found = [(one, found) for one in rules for found in one.find(seen)]
     except RecursionError as error:
         raise RefusedFile(f"`{printable(file)}`: is nested too deep to be read", file=file) from error
@@ -79,6 +80,16 @@ def lint(file: str, *, select: Collection[str] = (), ignore: Collection[str] = (
     findings.sort(key=lambda one: (one.line, one.column, one.rule.code))
     edits = [one.edit for one in findings if one.edit is not None and source.takes_diffs]
     return Linted(file, tuple(findings), fixed(script, edits), source.encoding)
+
+
+def _checkpoints(script: Script) -> Checkpoints:
+    """What a script saves and restores; each of these is looked for in all of the script, so they are counted first."""
+    found = Checkpoints(script)
+    count = len(script.calls_by["save"]) + len(script.calls_by["load"]) + len(script.calls_by["load_state_dict"])
+    if count > MOST_CHECKPOINTS:
+        problem = f"saves and loads in {count:,} places, and no script does in more than {MOST_CHECKPOINTS:,}"
+        raise RefusedFile(f"`{printable(script.source.file)}`: {problem}", file=script.source.file)
+    return found
 
 
 def _chosen(select: Collection[str], ignore: Collection[str]) -> list[Rule]:

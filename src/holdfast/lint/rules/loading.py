@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import bisect
 import itertools
 import re
 from collections.abc import Iterator
@@ -55,14 +56,20 @@ def _used_as_module(script: Script, call: Call) -> bool:
     name, scope = script.key(above.targets[0]), script.scope[call.node]
     others = [b.node.lineno for b in script.values(above.targets[0]) if isinstance(b.node, ast.stmt)]
     end = min((line for line in others if line > above.lineno), default=1 << 60)
-    methods = (use for use in script.calls_by[f"{name}."] if use.method in _AS_MODULE)
-    uses = itertools.chain(methods, script.calls_by[name] if name.isidentifier() else ())
+    uses = [
+        *_between(script.calls_by[f"{name}."], above.lineno, end),
+        *_between(script.calls_by[name], above.lineno, end),
+    ]
     return bool(name) and any(
-        script.scope[use.node] is scope
-        and above.lineno < use.node.lineno < end
-        and (use.receiver is None or use.method in _AS_MODULE)
+        script.scope[use.node] is scope and (script.key(use.node.func) == name or use.method in _AS_MODULE)
         for use in uses
     )
+
+
+def _between(calls: list[Call], first: int, end: int) -> list[Call]:
+    """The calls, in the order of their lines, that stand after one line and before another."""
+    start = bisect.bisect_right(calls, first, key=lambda call: call.node.lineno)
+    return calls[start : bisect.bisect_left(calls, end, key=lambda call: call.node.lineno)]
 
 
 @rule("HF023", "no-map-location")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 
 from holdfast.lint.checkpoints import arguments_for, states_of
@@ -168,24 +169,23 @@ def scheduler_after_load(seen: Seen) -> Iterator[Found]:
     Of nine schedulers of torch, five then go on with a wrong learning rate.
     """
     script = seen.script
-    made = [call for call in script.calls if kind(script, call.node) == "scheduler"]
+    loaded: dict[tuple[ast.AST, str], list[int]] = defaultdict(list)
     for one in seen.checkpoints.restored:
-        optimizer = script.key(one.owner)
-        if not optimizer or kind(script, one.owner) != "optimizer":
+        if kind(script, one.owner) == "optimizer":
+            loaded[script.scope[one.call.node], script.key(one.owner)].append(one.call.node.lineno)
+    for call in script.calls:
+        optimizer = call.argument(0, "optimizer")
+        if optimizer is None or kind(script, call.node) != "scheduler" or call.argument(9, "last_epoch"):
             continue
-        scope = script.scope[one.call.node]
-        remade = [b.node.lineno for b in script.values(one.owner) if isinstance(b.node, ast.stmt)]
-        for call in made:
-            at = call.node.lineno
-            later = script.scope[call.node] is scope and at > one.call.node.lineno
-            if not later or any(one.call.node.lineno < m <= at for m in remade):
-                continue
-            if script.key(call.argument(0, "optimizer")) == optimizer and not call.argument(9, "last_epoch"):
-                yield Found(
-                    call.node,
-                    f"made after `{optimizer}` was loaded (line {one.call.node.lineno}): it sets the loaded rate back",
-                    f"make it first, then holdfast.restore(file, optimizer={optimizer}, scheduler=scheduler)",
-                )
+        at, name = call.node.lineno, script.key(optimizer)
+        line = max((one for one in loaded[script.scope[call.node], name] if one < at), default=0)
+        made = [b.node.lineno for b in script.values(optimizer) if isinstance(b.node, ast.stmt)]
+        if line and not any(line < one <= at for one in made):
+            yield Found(
+                call.node,
+                f"made after `{name}` was loaded (line {line}): it sets the loaded rate back",
+                f"make it first, then holdfast.restore(file, optimizer={name}, scheduler=scheduler)",
+            )
 
 
 @rule("HF020", "workers-draw-the-same")
