@@ -30,7 +30,7 @@ lint: $(READY) ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-demo: $(READY) ## train, kill, resume, and prove that nothing differs
+demo: $(READY) ## train, kill, resume, prove that nothing differs, and write a page about it
 	$(BIN)/python examples/demo.py $(ARGS)
 
 docs: $(READY) ## run every code block of the pages and build them as a site in docs/_build/html

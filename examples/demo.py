@@ -1,9 +1,10 @@
 """Trains digits.py twice, once undisturbed and once killed in the middle of an epoch, and compares bit by bit.
 
-    python examples/demo.py [--epochs 6] [--seed N]
+    python examples/demo.py [--epochs 6] [--seed N] [--page holdfast-demo.html]
 
 Everything happens in real processes: the second training saves every seven batches in the background, is ended with
-SIGKILL at a random batch and started again with the same command. Exits 1 when anything differs.
+SIGKILL at a random batch and started again with the same command. Exits 1 when anything differs. At the end it writes a
+page about the resumed run.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=None, help="of the batch at which the kill falls")
+    parser.add_argument("--page", type=Path, default=Path("holdfast-demo.html"), help="the page to write")
     args = parser.parse_args()
     if args.epochs < 3:
         parser.error("--epochs: at least 3, so that there is a middle to be killed in")
@@ -173,10 +175,13 @@ def main() -> None:
         console.print("holdfast ls", style="bold")
         subprocess.run([sys.executable, "-m", "holdfast", "ls", str(killed.run_dir)], check=True)
         read_some(killed.run_dir)
+        view = [sys.executable, "-m", "holdfast", "view", str(killed.run_dir), "-o", str(args.page)]
+        subprocess.run(view, check=True, stdout=subprocess.DEVNULL)
 
     if not (good and resumed_inside):
         raise SystemExit("NOT the same: see the table" if resumed_inside else "it did not resume inside an epoch")
     console.print("Every bit is the same.", style="bold green")
+    console.print(f"A page about this run, for any browser: {args.page.absolute()}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
+from holdfast.training.resuming import Position
 
 
 class Net(nn.Module):
@@ -101,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
             print(f"epoch {epoch}: val_acc {val_acc:.3f}")
 
 
-def log(file: Path, at: holdfast.Position, loss: Tensor, images: Tensor) -> None:
+def log(file: Path, at: Position, loss: Tensor, images: Tensor) -> None:
     """Appends one line: where we are, the exact loss, and a checksum of the images seen, which tells their order."""
     with file.open("a") as lines:
         lines.write(f"{at.epoch} {at.batch} {loss.item().hex()} {zlib.crc32(images.numpy().tobytes()):08x}\n")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast import surgery as surgery
     from holdfast.api import build as build
     from holdfast.api import convert as convert
+    from holdfast.api import diff as diff
     from holdfast.api import export as export
     from holdfast.api import load as load
     from holdfast.api import open as open
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from holdfast.runs.retention import Pinned as Pinned
     from holdfast.state.values import Opaque as Opaque
     from holdfast.state.values import Record as Record
-    from holdfast.training.resuming import Position as Position
     from holdfast.training.run import Run as Run
 else:
     _Module = type(sys)
@@ -49,6 +49,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "build": "api",
     "convert": "api",
+    "diff": "api",
     "export": "api",
     "load": "api",
     "open": "api",
@@ -71,7 +72,6 @@ _HOME = {
     "Pinned": "runs.retention",
     "Opaque": "state.values",
     "Record": "state.values",
-    "Position": "training.resuming",
     "Run": "training.run",
     "compat": "compat",
     "surgery": "surgery",
@@ -101,7 +101,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     import importlib
 
-    home = importlib.import_module(f"holdfast.{_HOME[name]}")
+    try:
+        home = importlib.import_module(f"holdfast.{_HOME[name]}")
+    except ModuleNotFoundError as reason:
+        if reason.name not in ("torch", "numpy"):
+            raise
+        from holdfast.errors import MissingExtra
+
+        raise MissingExtra(
+            f'holdfast.{name} needs {reason.name}, which is not installed: pip install "holdfast[torch]"'
+        ) from reason
     value = home if _HOME[name] == name else getattr(home, name)
     globals()[name] = value
     return value

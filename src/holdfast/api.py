@@ -1,4 +1,4 @@
-"""What users call: save, load, restore, build, open, verify, convert, export, quantize, summary, snapshot."""
+"""What users call: save, load, restore, build, open, verify, diff, convert, export, quantize, summary, snapshot."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
 from holdfast.serialization.reading import read_tree
+from holdfast.transfer.comparing import diff as diff
+from holdfast.transfer.comparing import measured as measured
 from holdfast.transfer.opened import Opened, is_source, opened_document
 from holdfast.transfer.rescue import rescue_state, untrusted, write_rescued
 from holdfast.transfer.restore import RestoreOptions, restore_objects

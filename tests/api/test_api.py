@@ -367,3 +367,13 @@ def test_summary_of_a_module_an_optimizer_a_tree_and_a_file(tmp_path: Path) -> N
     rows = holdfast.summary({"a": tied, "b": tied, "\x1b[2J": torch.ones(1)}).tensors
     assert [row.shares_with for row in rows] == [None, "a", None]
     assert "\x1b" not in str(holdfast.summary({"\x1b[2J": torch.ones(1), "v": "\x1b[2J"}))
+
+
+def test_all_damaged_places_are_counted(tmp_path: Path) -> None:
+    holdfast.save({"a": torch.full((64,), 3.0), "b": torch.full((64,), 5.0)}, tmp_path / "w.pt")
+    data = bytearray((tmp_path / "w.pt").read_bytes())
+    for value in (3.0, 5.0):
+        data[data.index(torch.full((64,), value).numpy().tobytes())] ^= 1
+    (tmp_path / "w.pt").write_bytes(data)
+    with pytest.raises(CorruptFile, match=r"`a`.* corrupt; other damaged places: 1\. Nothing was loaded"):
+        holdfast.load(tmp_path / "w.pt")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.errors import ArgumentError, ConfigMissing, MismatchError
+from holdfast.errors import ArgumentError, ConfigMissing, CorruptFile, MismatchError, MissingPart
 
 
 @holdfast.record_config
@@ -135,6 +135,12 @@ def test_a_config_with_a_tensor_is_left_out_and_said(file: Path) -> None:
 
 def test_config_and_probe_belong_to_one_model(file: Path) -> None:
     both = {"G": Needy(2), "D": Needy(3)}
+    holdfast.save(both, file)
+    for net in both.values():
+        net.config = {"width": 2}  # type: ignore[assignment]
+    holdfast.save(both, file)
+    with pytest.raises(MissingPart, match=r"records 2 models; build one with its factory and restore\(at=\)"):
+        holdfast.build(file, factory=Needy)
     with pytest.raises(ArgumentError, match="config= belongs to one module, 2 are saved"):
         holdfast.save(both, file, config={"width": 2})
     with pytest.raises(ArgumentError, match="probe= belongs to one module, 2 are saved"):
@@ -205,6 +211,9 @@ def test_args_are_not_taken_for_a_config(file: Path) -> None:
     ],
 )
 def test_a_damaged_probe_is_said_and_no_more(probe: Any) -> None:
-    from holdfast.objects.probe import replay
+    from holdfast.objects.probe import probe_inputs, replay
 
+    if not isinstance(probe, dict) or "outputs" not in probe:
+        with pytest.raises(CorruptFile, match=r"`f.pt`: its probe is damaged: "):
+            probe_inputs(probe, "f.pt")
     assert replay(Dropping(), probe).startswith("the probe in the file is damaged and was not replayed: ")

@@ -89,7 +89,7 @@ def test_other_answers_exit_one(folder: Path, holdfast: Verb) -> None:
         (("gone.pt", "net.onnx"), 4, "no such file"),
         (("net.pt", "net.ts", "--input", "4"), 3, "factory="),
         (("layers.pt", "n.ts", "--input", "1xa"), 3, "write SHAPE, SHAPE:DTYPE or SHAPE:DTYPE:N, as 1x16:int64:1000"),
-        (("layers.pt", "n.ts", "--input", "1:float3"), 3, "torch has no dtype 'float3'"),
+        (("layers.pt", "n.ts", "--input", "1:float3"), 3, "--input '1:float3': torch has no dtype 'float3'"),
         (("layers.pt", "n.ts", "--input", "1:int64:0"), 3, "integers are drawn from 0 to below N; N is at least 1"),
         (("layers.pt", "n.ts", "--dynamic", "input=batch"), 3, "write INPUT:AXIS=NAME, such as images:0=batch"),
         (("layers.pt", "n.ts", "--input", "2x5"), 3, "Sequential does not take it"),

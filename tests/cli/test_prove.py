@@ -52,7 +52,7 @@ def test_prove_of_scripts_that_are_none(holdfast: Holdfast, tmp_path: Path) -> N
     assert err.endswith("out of luck\n")
     assert holdfast("prove", "--kills", "many", file).code == 3
     assert holdfast("prove", "--timeout", "soon", file).code == 3
-    assert "--timeout" in holdfast("prove", "--timeout", "3ep", file).err
+    assert "--timeout 3ep: a time is wanted, such as 90s" in holdfast("prove", "--timeout", "3ep", file).err
 
 
 def test_the_report_names_everything() -> None:

@@ -14,7 +14,7 @@ import pytest
 from holdfast.runs.catalog import scan
 from holdfast.runs.layout import step_name
 from holdfast.runs.moves import quarantine
-from holdfast.runs.run_file import RunFile, read_pins, write_pin, write_run_file
+from holdfast.runs.run_file import RunFile, read_pins, read_run_file, write_pin, write_run_file
 from tests.runs.hand_made import NOON, commit, flip
 
 Holdfast = Callable[..., Any]
@@ -106,6 +106,9 @@ def test_prune_by_the_runs_own_rules(holdfast: Holdfast, run: Path) -> None:
     assert found["decisions"][1]["reasons"] == ["best: 1 of 1 by val_loss:min (0.25)"]
     assert steps(run) == [20, 30]
     assert "0 of 2 checkpoints deleted, 0 B" in holdfast("prune", run).out
+    left = read_run_file(run)
+    assert left is not None
+    assert [line.step for line in left.pruned] == [10], "its metrics stay"
 
 
 def test_prune_by_other_rules_still_keeps_the_best_and_the_pinned(holdfast: Holdfast, run: Path) -> None:

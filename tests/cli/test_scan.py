@@ -36,6 +36,10 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_folder_without_files_is_said(holdfast: Holdfast, tmp_path: Path) -> None:
+    assert holdfast("scan", tmp_path) == (4, "", f"holdfast: `{tmp_path}`: has no files\n")
+
+
 @pytest.mark.parametrize(
     ("name", "code", "line"),
     [

@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 
 import holdfast as library
-from holdfast.cli.surgery import working
 
 Holdfast = Callable[..., Any]
 VERBS = ["average", "extract", "merge", "rename", "strip"]
@@ -140,21 +139,3 @@ def test_only_averaging_needs_torch(folder: Path, line: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "read again and equal" in done.stdout
-
-
-def test_on_a_terminal_it_says_what_it_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with working("writing a.pt", quiet=False):
-        pass
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    with working("writing \x1b[2J.pt", quiet=False):
-        pass
-    err = capsys.readouterr().err
-    assert "writing \\x1b[2J.pt" in err
-    assert "\x1b[2J" not in err
-    with working("writing a.pt", quiet=True):
-        pass
-    assert capsys.readouterr().err == ""

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast.cli.output import age_text, size_text
+from holdfast.cli.output import size_text
 from holdfast.runs.catalog import scan
 from holdfast.runs.layout import step_name
+from holdfast.runs.listing import age_text
 from holdfast.runs.moves import quarantine, supersede
 from tests.runs.hand_made import commit, flip, tensor
 
@@ -27,7 +30,7 @@ def lines(text: str) -> list[list[str]]:
 
 def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("ls", run).out
-    header, ten, twenty, thirty, total = out.splitlines()
+    header, ten, twenty, thirty, total, trend = out.splitlines()
     assert header.split() == ["step", "epoch", "age", "size", "val_loss", "kept", "by"]
     assert ten.split()[:5] == ["10", "1.10", "1", "h", "ago"]
     assert "0.5" in ten.split()
@@ -36,9 +39,18 @@ def test_ls_shows_position_age_metrics_best_pins_and_why_kept(holdfast: Holdfast
     assert "  best by val_loss:min  best: 1 of 1 by val_loss:min (0.25)" in twenty
     assert "best" not in ten + thirty
     assert total == "3 checkpoints, 15.8 kB"
+    assert trend == "val_loss  █▁   0.5 -> 0.25"
     assert thirty.split()[:2] == ["30", "3.10"]
     assert "nan" in thirty
     assert "last: 1 of 1; the newest: always kept" in thirty
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("utf-8", "█▁ "), ("ascii", "#_ "), ("cp437", "#_ ")])
+def test_ls_draws_with_what_the_terminal_has(run: Path, encoding: str, line: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "holdfast", "ls", str(run)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=environment)
+    assert f"val_loss  {line}  0.5 -> 0.25" in done.stdout.decode(encoding)
 
 
 def test_ls_json(holdfast: Holdfast, run: Path) -> None:
@@ -211,7 +223,7 @@ def test_inspect_a_run(holdfast: Holdfast, run: Path) -> None:
 
 def test_inspect_keys_and_state(holdfast: Holdfast, run: Path) -> None:
     out = holdfast("inspect", run, "--keys", "*.bias").out
-    assert "1 tensors, 16 B" in out
+    assert "1 tensor, 16 B" in out
     assert "layers" not in out
     out = holdfast("inspect", run, "--state").out
     assert [row[0] for row in lines(out) if row and row[0].startswith("model.layers.")] == [
@@ -268,3 +280,20 @@ def test_sizes_and_ages() -> None:
     assert [age_text(seconds) for seconds in (0, 59, 60, 3599, 7200, 200_000, -5, -3600)] == [
         "0 s ago", "59 s ago", "1 min ago", "59 min ago", "2 h ago", "2 d ago", "0 s ago", "in the future",
     ]  # fmt: skip
+
+
+def test_every_format_is_said_in_words() -> None:
+    from holdfast.cli.inspect import WHAT
+    from holdfast.formats import dcp, exported, index, legacy, npz, safetensors, tar, torchscript, torchzip
+    from holdfast.runs.checkpoint import Checkpoint
+
+    named = {one.NAME for one in (dcp, exported, legacy, npz, safetensors, tar, torchscript, torchzip)}
+    assert set(WHAT) == named | {index.ShardedContainer.format, Checkpoint.format}
+
+
+def test_inspect_says_who_wrote_it_in_words(holdfast: Holdfast, run: Path) -> None:
+    out = holdfast("inspect", run).out
+    assert "  a checkpoint of a run; holdfast wrote it, with a record of its objects\n" in out
+    file = run / step_name(30) / "model.safetensors"
+    assert "  a file of tensors and nothing that could run\n" in holdfast("inspect", file).out
+    assert json.loads(holdfast("inspect", file, "--json").out)["what"] == "a file of tensors and nothing that could run"

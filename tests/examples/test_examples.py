@@ -121,8 +121,11 @@ def test_the_demo_sees_another_order(demo: ModuleType, lines: list[str], good: b
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_proves_it(repository: Path) -> None:
-    printed = run(repository / "examples" / "demo.py", "--epochs=3", "--seed=1")
+def test_the_demo_proves_it(repository: Path, tmp_path: Path) -> None:
+    page = tmp_path / "demo.html"
+    printed = run(repository / "examples" / "demo.py", "--epochs=3", "--seed=1", f"--page={page}")
+    assert str(page) in printed
+    assert "val_acc" in page.read_text()
     assert "Every bit is the same." in printed
     assert re.search(r"resuming at epoch 1, batch [1-9]", printed)
     assert "order of the data" in printed

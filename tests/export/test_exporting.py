@@ -248,9 +248,9 @@ def test_a_model_that_is_random_in_eval_is_refused(tmp_path: Path, left: Left, n
     [
         (None, "export needs an example of the inputs"),
         ([torch.ones(1)], "example= is a list; give a tensor, a tuple"),
-        ((torch.ones(2, 3, 8, 8), 1), r"Net\.forward.* does not take it: too many positional arguments"),
+        ((torch.ones(2, 3, 8, 8), 1), r"example=: Net\.forward.* does not take it: too many positional arguments"),
         ({"pictures": torch.ones(1)}, r"Net\.forward.* does not take it: missing a required argument: 'images'"),
-        (torch.ones(2, 5), "Net does not take it: RuntimeError: "),
+        (torch.ones(2, 5), "example=: Net does not take it: RuntimeError: "),
         ((3,), "has no tensor in it"),
         ({"images": object()}, r"`args\.0` is a object; tensors, plain values"),
         (torch.ones(2, 2, device="meta"), r"`args\.0` is a tensor without values \(meta\)"),
@@ -343,8 +343,48 @@ def test_script_by_name_does_not_fall_back(tmp_path: Path, left: Left) -> None:
     example = {"x": torch.randn(2, 4), "unused": torch.ones(3), "pair": {"a": torch.ones(4)}}
     with pytest.raises(UnsupportedValue, match=r"torch\.jit\.script does not take this model: .*torchscript-trace"):
         holdfast.export(Many(), tmp_path / "m.ts", example=example, format="torchscript-script")
-    with pytest.raises(UnsupportedValue, match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*\.pt2"):
+    with pytest.raises(
+        UnsupportedValue,
+        match=r"torch\.jit\.trace does not .*Nor does torch\.jit\.script: .*The successor may: name the",
+    ):
         holdfast.export(Many(), tmp_path / "m.ts", example=example)
+    assert left(tmp_path) == []
+
+
+class Bessel(nn.Module):
+    """An operator that torch.export knows and ONNX does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_what_onnx_does_not_take_is_said(tmp_path: Path, left: Left) -> None:
+    with pytest.raises(
+        UnsupportedValue, match=r"torch\.onnx does not take this model: .*\.pt2 needs no operators of ONNX"
+    ):
+        holdfast.export(Bessel(), tmp_path / "m.onnx", example=torch.ones(3))
+    assert left(tmp_path) == []
+
+
+def spoiled(*_: Any, **__: Any) -> Any:
+    raise onnx.checker.ValidationError("Field 'op_type' of 'node' is required to be non-empty.")
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "does", "message"),
+    [
+        ("m.onnx", "onnx.checker.check_model", spoiled, r"onnx\.checker does not take this model"),
+        ("m.onnx", "torch.onnx.export", lambda *_, **__: None, r"torch\.onnx left out inputs or outputs of this model"),
+        ("m.pt2", "torch.export.save", spoiled, r"torch\.export\.save does not take this model: .*Answer with tensors"),
+    ],
+    ids=range(3),
+)
+def test_what_an_exporter_leaves_out_or_spoils_is_not_written(
+    tmp_path: Path, left: Left, monkeypatch: pytest.MonkeyPatch, name: str, what: str, does: Any, message: str
+) -> None:
+    monkeypatch.setattr(what, does)
+    with pytest.raises(UnsupportedValue, match=message):
+        holdfast.export(nn.Linear(4, 2), tmp_path / name, example=torch.ones(3, 4))
     assert left(tmp_path) == []
 
 
@@ -377,3 +417,10 @@ def test_every_error_is_of_holdfast(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(holdfast.HoldfastError, match="is a folder; name a file inside it"):
         holdfast.export(nn.Linear(2, 2), folder, example=torch.ones(1, 2))
+
+
+def test_a_file_that_is_less_exact_than_asked_for_is_not_written(tmp_path: Path, left: Left) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Softmax(-1))
+    with pytest.raises(MismatchError, match="if that is near enough for you, give tolerance=; nothing was written"):
+        holdfast.export(model, tmp_path / "m.onnx", example=torch.randn(8, 64), tolerance=0)
+    assert left(tmp_path) == []

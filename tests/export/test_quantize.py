@@ -147,7 +147,7 @@ def test_calibration_takes_what_loaders_give() -> None:
         (torch.zeros(3, 16), "calibration is a Tensor; give an iterable of batches"),
         ("data", "calibration is a str"),
         (7, "calibration is a int"),
-        ([None], "batch 0 is NoneType"),
+        ([None], "calibration: batch 0 is NoneType; a tensor, a tuple that begins with 1 inputs, or a dict of"),
         ([()], "batch 0 is tuple"),
         ([torch.zeros(2, 3)], r"does not take batch 0, \(float32 \(2, 3\)\): RuntimeError"),
     ],
@@ -155,6 +155,11 @@ def test_calibration_takes_what_loaders_give() -> None:
 def test_calibration_that_can_not_be_used_is_refused(calibration: Any, told: str) -> None:
     with pytest.raises(ArgumentError, match=told):
         holdfast.quantize(Mlp(), "static-int8", calibration=calibration)
+
+
+def test_other_dtypes_than_what_torch_packs_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"is bfloat16; torch packs float32 weights only: quantize copy\.deepcopy"):
+        holdfast.quantize(Mlp().bfloat16(), "dynamic-int8")
 
 
 def test_a_model_that_can_not_be_followed_says_why() -> None:
@@ -287,7 +292,10 @@ def test_torchao_is_asked_for_by_its_extra(without: Callable[[str], None], tmp_p
 def test_an_old_torchao_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module("torchao.quantization")
     monkeypatch.delattr(real, "Int8WeightOnlyConfig")
-    with pytest.raises(MissingExtra, match="has no Int8WeightOnlyConfig, which int8-weight-only needs"):
+    with pytest.raises(
+        MissingExtra,
+        match=r"torchao .* has no Int8WeightOnlyConfig, which int8-weight-only needs: pip install -U .holdfast",
+    ):
         holdfast.quantize(Mlp(), "int8-weight-only")
 
 

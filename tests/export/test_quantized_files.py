@@ -233,7 +233,7 @@ def test_it_does_not_pass_for_a_float_file(recipe: str, name: str, tmp_path: Pat
     before = {key: value.clone() for key, value in live.state_dict().items()}
     holdfast.save(one.module, tmp_path / "q.pt")
     holdfast.save(live, tmp_path / "float.pt")
-    quantized = rf"the file is quantized \({recipe}\).*and the model is not.*build\(f"
+    quantized = rf"the file is quantized \({recipe}\).*makes the quantized model, and float weights come"
     for policy in (holdfast.Exact(), holdfast.Warm(min_coverage=0.0)):
         for dry_run in (True, False):
             with pytest.raises(MismatchError, match=quantized):
@@ -328,6 +328,9 @@ def test_they_are_saved_whole_and_need_their_factory(name: str, suffix: str, tmp
         holdfast.build(file, factory=MODELS[name])
     with pytest.raises(ArgumentError, match="no recipe is recorded: factory=lambda"):
         holdfast.build(file)
+    holdfast.save(made("dynamic-int8", name).module, file)
+    with pytest.raises(ArgumentError, match=r"factory=Net \(the class, or a function that makes the float model\)"):
+        holdfast.build(file)
 
 
 class WithStubs(nn.Module):
@@ -419,11 +422,16 @@ def setting(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 LIES: list[tuple[str, Any, type[Exception], str]] = [
-    ("recipe", "int2-magic\x1b[2J", CorruptFile, r"recipe 'int2-magic\\+x1b\[2J', unknown to this version"),
+    (
+        "recipe",
+        "int2-magic\x1b[2J",
+        CorruptFile,
+        r"was quantized by the recipe 'int2-magic\\+x1b\[2J', unknown to this version",
+    ),
     ("recipe", 8, CorruptFile, "what it records of its quantization is damaged"),
     ("recipe", "static-int8", MismatchError, "`body.0` is a quantized"),
     ("recipe", "int8-weight-only", MismatchError, "can't be quantized as the file was|does not fit"),
-    ("backend", "os.system", CorruptFile, "backend 'os.system', which is none of"),
+    ("backend", "os.system", CorruptFile, "was quantized for the backend 'os.system', which is none of"),
     ("backend", None, CorruptFile, "backend None, which is none of"),
     ("backend", ["x86"], CorruptFile, "what it records of its quantization is damaged"),
     ("layers", {"body.0": "Linear", "nowhere": "Linear"}, MismatchError, "`nowhere` is a quantized Linear.*no such"),
@@ -445,6 +453,14 @@ LIES: list[tuple[str, Any, type[Exception], str]] = [
 def test_a_record_that_lies_is_refused(key: str, value: Any, error: Any, told: str, tmp_path: Path) -> None:
     file = with_record(made("dynamic-int8", "Mlp").module, tmp_path / "q.pt", setting(key, value))
     with pytest.raises(error, match=told):
+        holdfast.build(file, factory=Mlp)
+
+
+def test_a_record_of_fewer_layers_than_its_recipe_makes_is_refused(tmp_path: Path) -> None:
+    file = with_record(
+        made("static-int8", "Mlp").module, tmp_path / "q.pt", lambda record: record["quantized"]["layers"].pop("head")
+    )
+    with pytest.raises(MismatchError, match="`head` would be quantized too, which the file does not say"):
         holdfast.build(file, factory=Mlp)
 
 

@@ -303,12 +303,21 @@ def test_an_error_at_every_call(tmp_path: Path, save: Save, fault: Fault, code: 
         assert not [name for name in on_disk(root) if ".partial" in name]
 
 
-def test_a_full_disk_is_told_with_numbers(tmp_path: Path) -> None:
+def away(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_full_disk_is_told_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path)
-    with pytest.raises(StorageError, match=r"4,000 bytes were to be written, [\d,]+ bytes are free") as caught:
+    with pytest.raises(
+        StorageError, match=r"4,000 bytes were to be written, [\d,]+ bytes are free; make room and save"
+    ) as caught:
         save_file(tmp_path, Failing(3, errno.ENOSPC))
     assert "what was there before is unchanged" in str(caught.value)
     assert caught.value.file == str(tmp_path / "model.pt")
+    monkeypatch.setattr("holdfast.storage.staged.os.statvfs", away)
+    with pytest.raises(StorageError, match="an unknown number of bytes are free"):
+        save_file(tmp_path, Failing(3, errno.ENOSPC))
 
 
 class Short(Syscalls):

@@ -16,6 +16,7 @@ from holdfast.errors import StorageError
 from holdfast.runs.catalog import scan
 from holdfast.runs.room import check_run_room
 from holdfast.storage.filesystem import check_room, free_bytes
+from holdfast.training.resuming import Position
 
 
 def mount(*arguments: str) -> bool:
@@ -54,7 +55,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoint_and_goes_on_when_there_is_roo
         assert run.save(step=3).pruned == [1]
     fresh = objects(2)
     with holdfast.Run(small_disk / "a", **fresh) as run:
-        assert run.resume() == holdfast.Position(epoch=0, step=3, batch=0)
+        assert run.resume() == Position(epoch=0, step=3, batch=0)
     assert torch.equal(fresh["model"].weight, objects(1)["model"].weight)
 
 

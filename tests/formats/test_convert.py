@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,20 @@ def test_a_tree_that_is_too_deep_is_refused(tmp_path: Path) -> None:
         sys.setrecursionlimit(limit)
     with pytest.raises(RefusedFile, match=r"a.pt`: .*nested"):
         convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
+
+
+def called_from(depth: int, what: Callable[[], object]) -> object:
+    return what() if depth == 0 else called_from(depth - 1, what)
+
+
+def test_a_caller_that_is_too_deep_itself_is_told(tmp_path: Path) -> None:
+    tree: Any = torch.ones(1)
+    for _ in range(100):
+        tree = {"x": tree}
+    torch.save(tree, tmp_path / "a.pt")
+    room = sys.getrecursionlimit() - len(list(traceback.walk_stack(None))) - 120
+    with pytest.raises(RefusedFile, match=r"a.pt`: is nested too deep to be converted from here"):
+        called_from(room, lambda: convert(tmp_path / "a.pt", tmp_path / "b.pt"))
 
 
 # ---- the proof itself ------------------------------------------------------------------------------------------------

@@ -194,8 +194,9 @@ def test_a_folder_with_one_container_is_that_container(tmp_path: Path) -> None:
     shard(tmp_path / "second\x1b.safetensors", w=[1.0])
     with pytest.raises(
         UnknownFormat, match=r"a folder with 2 \*.safetensors files \(diffusion.safetensors, second\\x1b"
-    ):
+    ) as caught:
         open_path(tmp_path)
+    assert str(caught.value).endswith("and nothing that says which belong together; name one of them")
     shard(tmp_path / "model.safetensors", v=[1.0])
     with open_path(tmp_path) as container:
         assert list(container.document().tree) == ["v"]

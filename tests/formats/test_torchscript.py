@@ -255,7 +255,7 @@ EXPORT_LIES: dict[str, tuple[Callable[[str, bytes], bytes | None], type[Holdfast
     "no JSON": (
         lambda name, data: b"{" if name.endswith("weights_config.json") else data,
         CorruptFile,
-        "model_weights_config.json is damaged",
+        "model_weights_config.json does not list tensors",
     ),
     "a missing file": (
         changed(lambda entry: entry.update(path_name="../../etc/passwd")),
@@ -270,7 +270,7 @@ EXPORT_LIES: dict[str, tuple[Callable[[str, bytes], bytes | None], type[Holdfast
     "a symbol as a size": (
         changed(lambda entry: entry["tensor_meta"].update(sizes=[{"as_expr": "s0"}])),
         CorruptFile,
-        "model_weights_config.json is damaged",
+        "model_weights_config.json does not list tensors",
     ),
     "past its file": (
         changed(lambda entry: entry["tensor_meta"].update(storage_offset={"as_int": 1})),

@@ -279,10 +279,11 @@ def test_what_has_no_form_is_named_with_its_path() -> None:
     cases: list[tuple[Any, str]] = [
         (2**3000, "more than 255 bytes"),
         (Opaque("m.Net", []), r"class m\.Net can't be written"),
-        (Typed("unheard of", []), "kind unheard of"),
+        (Typed("unheard of", []), "a value of kind unheard of has no form in a torch file"),
         (StoredTensor(TensorSpec("float32", (1,)), floats(1, 2).segment, 2), "in the middle of a float32"),
         (Typed("torch.dtype", "float32\nos\nsystem"), "is no name in torch"),
-        (Typed("conj", [1]), "no tensor"),
+        (Typed("conj", [1]), "a lazy conjugate of something that is no tensor"),
+        (Typed("quantized", {"scheme": "per_tensor_affine", "data": 1}), "a quantized tensor without its integers"),
         (object(), "a object is no value"),
     ]
     for value, message in cases:

@@ -145,8 +145,8 @@ LIES: dict[str, tuple[Callable[[Metadata], Any], type[FormatError], str]] = {
     "no properties": (with_entry(properties=None), CorruptFile, "the properties of 'w' are no dtype, layout and req"),
     "no chunks": (with_entry(chunks=None), CorruptFile, "the chunks of 'w' are no list"),
     "a chunk of text": (with_entry(chunks=["x"]), CorruptFile, "'str' stands where ChunkStorageMetadata is meant"),
-    "sizes of text": (with_entry(chunks=[chunk("x", "y")]), CorruptFile, "offsets that is None"),
-    "negative sizes": (with_entry(size=torch.Size([-2, -3])), CorruptFile, "a size that is [-2, -3]"),
+    "sizes of text": (with_entry(chunks=[chunk("x", "y")]), CorruptFile, "offsets is None, no tuple of integers"),
+    "negative sizes": (with_entry(size=torch.Size([-2, -3])), CorruptFile, "a size is [-2, -3], no tuple of"),
     "another size": (with_entry(size=torch.Size([2, 4])), CorruptFile, "its rectangles have 6 elements, (2, 4) has 8"),
     "an absurd size": (with_entry(size=torch.Size([2**40, 2**40])), CorruptFile, "its rectangles have 6 elements"),
     "another chunk": (
@@ -169,15 +169,17 @@ LIES: dict[str, tuple[Callable[[Metadata], Any], type[FormatError], str]] = {
         CorruptFile,
         "storage_data names None at (0, 0) twice, or without a name",
     ),
-    "a negative offset": (lambda m: place(m, offset=-1), CorruptFile, "the place of 'w' is '__0_0.distcp', -1, "),
-    "a file that is a number": (lambda m: place(m, relative_path=3), CorruptFile, "the place of 'w' is 3, 0, "),
+    "a negative offset": (lambda m: place(m, offset=-1), CorruptFile, "the place of 'w' is none: file"),
+    "a file that is a number": (lambda m: place(m, relative_path=3), CorruptFile, "the place of 'w' is none: file 3"),
     "a path out of the folder": (
         lambda m: place(m, relative_path="../secret"), RefusedFile, "shards must be plain names inside its folder",
     ),
     "an absolute path": (lambda m: place(m, relative_path="/etc/passwd"), RefusedFile, "shards must be plain names"),
     "past the end": (lambda m: place(m, length=10**9), CorruptFile, "should end at byte 1,000,000,000, the file ends"),
     "an offset past the end": (lambda m: place(m, offset=2**62), CorruptFile, "should end at byte 4,611,686,0"),
-    "nothing": (lambda m: place(m, length=0), UnknownFormat, "`w` is no file of torch.save, which is not read"),
+    "nothing": (
+        lambda m: place(m, length=0), UnknownFormat, "`w` is no file of torch.save, which is not read; load it with",
+    ),
     "transformed": (
         lambda m: place(m, transform_descriptors=["zstd"]), UnknownFormat, "`w` went through ['zstd'], which is not",
     ),

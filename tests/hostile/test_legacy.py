@@ -42,7 +42,7 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor\n(%bK%c(K%ct(K\x01ttR"
 
 LIES: dict[str, tuple[Callable[[], bytes], type[HoldfastError], str]] = {
     "no magic": (lambda: HONEST.replace(b"\x6c\xfc\x9c", b"\x6c\xfc\x9d"), CorruptFile, "the magic number is 1"),
-    "no protocol": (lambda: HONEST.replace(b"M\xe9\x03.", b"M\xea\x03.", 1), CorruptFile, "the protocol is 1002, a"),
+    "no protocol": (lambda: HONEST.replace(b"M\xe9\x03.", b"M\xea\x03.", 1), CorruptFile, ", a torch stream has 1001"),
     "cut in the storage": (lambda: HONEST[:-5], CorruptFile, "needs 12 bytes, 7 are left; the file is cut short"),
     "cut in a length": (lambda: HONEST[:-16], CorruptFile, "8 bytes are wanted, the file ends"),
     "cut in the object": (lambda: HONEST[:150], CorruptFile, "of the pickle: ends in the middle"),

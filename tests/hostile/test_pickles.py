@@ -139,13 +139,13 @@ def test_every_name_is_listed_even_when_it_is_thrown_away() -> None:
         (b"\x82\x01.", "extension registry"),
         (b"\x83\x01\x00.", "extension registry"),
         (b"\x84\x01\x00\x00\x00.", "extension registry"),
-        (b"\x97.", "out-of-band buffer"),
+        (b"\x97.", "refers to an out-of-band buffer, which is not in the file"),
         (b"N\x98.", "out-of-band buffer"),
-        (b"\x80\x06N.", "protocol 6"),
+        (b"\x80\x06N.", "pickle protocol 6; 0 to 5 are known"),
         (b"Nb.", "at byte"),
         (b"}Nb.", "sets the state of something that has none"),
         (b"c__builtin__\nset\n)R}b}b.", "or twice"),
-        (b"\x8b\x00\x00\x01\x00" + bytes(65536) + b".", "an integer of 65,536 bytes"),
+        (b"\x8b\x00\x00\x01\x00" + bytes(65536) + b".", "of the pickle: an integer of 65,536 bytes"),
     ],
 )
 def test_opcodes_that_reach_outside_are_refused(data: bytes, message: str) -> None:
@@ -208,6 +208,27 @@ def test_damaged_streams_are_corrupt(data: bytes) -> None:
         parse(data, "evil.pt")
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"Snoquotes\n.", "ValueError a string without quotes"),
+        (b"NN\x93.", "ValueError a name that is no string"),
+        (b"N\x87.", "IndexError stack underflow"),
+        (b"}(Ne.", "ValueError appends to what is no list"),
+        (b"}(Nu.", "ValueError a key without a value"),
+        (b"(Nd.", "ValueError a key without a value"),
+        (b"](NNu.", "ValueError sets a key of what is no dict"),
+        (b"](N\x90.", "ValueError adds to what is no set"),
+        (b"\x95\xff\xff\xff\xff\xff\xff\xff\x0fN.", "IndexError a frame past the end"),
+        (b"NR.", "no pickle goes on like this (IndexError"),
+    ],
+)
+def test_what_is_wrong_with_a_stream_is_said(data: bytes, reason: str) -> None:
+    with pytest.raises(CorruptFile, match=r"`evil\.pt`: at byte [\d,]+ of the pickle") as caught:
+        parse(data, "evil.pt")
+    assert reason in str(caught.value)
+
+
 def test_every_cut_of_an_honest_pickle_is_noticed() -> None:
     data = pickle.dumps({"a": [1, 2.5, "x" * 300, (1, 2), {3}], "b": b"bytes", "c": 2**70}, protocol=4)
     for length in range(len(data)):
@@ -246,7 +267,7 @@ def nested(opener: bytes, depth: int, closer: bytes) -> bytes:
     ],
 )
 def test_depth_is_limited(data: bytes) -> None:
-    with pytest.raises(FormatError, match=r"nested deeper than 500|storage"):
+    with pytest.raises(FormatError, match=r"the pickle is nested deeper than 500|storage"):
         build(data)
 
 
@@ -341,6 +362,12 @@ def test_the_honest_tensor_is_accepted() -> None:
     assert leaf.segment.length == 256  # type: ignore[attr-defined]
 
 
+def quantized(scheme: bytes) -> bytes:
+    """A tensor of 64 bytes with a scheme of quantization."""
+    rebuild, cls = b"ctorch._utils\n_rebuild_qtensor\n", b"ctorch\nQInt8Storage\n"
+    return tensor(rebuild=rebuild, cls=cls, numel=b"M\x00\x01", grad=scheme + b"\x89")
+
+
 LONG = b"\x8a\x09" + (2**64 + 1).to_bytes(9, "little")
 HUGE = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"
 LIES: dict[str, tuple[bytes, str]] = {
@@ -348,7 +375,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "an offset past the end": (tensor(offset=b"K\x01"), "needs 256 bytes, the record has 256"),
     "a negative offset": (tensor(offset=b"J\xff\xff\xff\xff"), "at byte -4"),
     "an offset that wraps": (tensor(offset=LONG), "the record has 256"),
-    "an offset that is a float": (tensor(offset=b"G" + bytes(8)), "offset 0.0"),
+    "an offset that is a float": (tensor(offset=b"G" + bytes(8)), "with offset 0.0"),
     "an offset that is a bool": (tensor(offset=b"\x88"), "offset True"),
     "a stride past the end": (tensor(stride=b"K\x02\x85"), "needs 508 bytes"),
     "a negative stride": (tensor(stride=b"J\xff\xff\xff\xff\x85"), "at least 0"),
@@ -364,7 +391,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     ),
     "a size without end": (tensor(size=HUGE + b"\x85"), "at least 0"),
     "sizes without strides": (tensor(stride=b")"), "1 sizes but 0 strides"),
-    "65 dimensions": (tensor(size=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"), "65 dimensions"),
+    "65 dimensions": (
+        tensor(size=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"),
+        "a tensor of 65 dimensions; 64 is the most: corrupt",
+    ),
     "a storage of another length": (tensor(numel=b"K\x3f"), "no storage 0 of 252 bytes"),
     "a storage of another dtype": (tensor(cls=b"ctorch\nDoubleStorage\n"), "no storage 0 of 512 bytes"),
     "a storage that is not there": (tensor(key=b"X\x01\x00\x00\x001"), "no storage 1"),
@@ -374,18 +404,18 @@ LIES: dict[str, tuple[bytes, str]] = {
     "a key that is a number": (tensor(key=b"K\x00"), "id is damaged"),
     "a key that is a list": (tensor(key=b"]"), "id is damaged"),
     "a location that is a number": (tensor(location=b"K\x00"), "id is damaged"),
-    "requires_grad that is a number": (tensor(grad=b"K\x01"), "requires_grad is no bool"),
+    "requires_grad that is a number": (tensor(grad=b"K\x01"), "data/0: requires_grad is no bool"),
     "hooks": (tensor(hooks=b"ccollections\nOrderedDict\n)R(K\x00cos\nsystem\nu"), "carries hooks"),
     "hooks that are no dict": (tensor(hooks=b"cos\nsystem\n)R"), "no OrderedDict"),
     "an unknown property": (tensor(more=b"}(X\x01\x00\x00\x00x\x88u"), "unknown property"),
     "a property that is no bool": (tensor(more=b"}(X\x04\x00\x00\x00conjK\x01u"), "unknown property"),
-    "properties that are a list": (tensor(more=b"]"), "no dict"),
+    "properties that are a list": (tensor(more=b"]"), "a tensor whose properties are no dict"),
     "too few arguments": (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "takes 6 or 7 arguments"),
     "too many arguments": (tensor(more=b"NN"), "takes 6 or 7 arguments"),
     "no storage": (b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))\x89NtR", "without a storage"),
     "an unknown dtype": (
         tensor(rebuild=b"ctorch._utils\n_rebuild_tensor_v3\n", more=b"ctorch\nfloat99\n"),
-        r"'torch\.float99'",
+        r"has a dtype that is 'torch\.float99'",
     ),
     "a dtype of another module": (
         tensor(rebuild=b"ctorch._utils\n_rebuild_tensor_v3\n", more=b"cos\nfloat32\n"),
@@ -403,6 +433,43 @@ LIES: dict[str, tuple[bytes, str]] = {
     "a meta tensor of negative size": (
         b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\nJ\xff\xff\xff\xff\x85K\x01\x85\x89tR",
         "at least 0",
+    ),
+    "a meta tensor that wants a gradient of 1": (
+        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\nK\x01\x85K\x01\x85K\x01tR",
+        "a meta tensor whose requires_grad is no bool",
+    ),
+    "a plain object of no class": (b"ccopy_reg\n_reconstructor\n(NNNtR", r"copyreg\._reconstructor without a class"),
+    "too few arguments of the third form": (
+        b"ctorch._utils\n_rebuild_tensor_v3\n)R",
+        "_rebuild_tensor_v3 takes 7 or 8 arguments",
+    ),
+    "a call of a list": (b"c__builtin__\nset\n]R", "a call whose arguments are no tuple"),
+    "a tensor of a subclass of nothing": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n)R",
+        "_rebuild_from_type_v2 takes a function, a class, arguments and a state",
+    ),
+    "a tensor of torch 0.3 with three parts": (
+        b"ctorch._utils\n_rebuild_tensor\n(K\x00))tR",
+        r"torch\._utils\._rebuild_tensor takes 4 arguments and no state",
+    ),
+    "a scheme without its numbers": (
+        quantized(b"(ctorch\nper_tensor_affine\nt"),
+        "a quantized tensor of scheme 'per_tensor_affine' with 0 parameters",
+    ),
+    "a scale that is an integer": (
+        quantized(b"(ctorch\nper_tensor_affine\nK\x01K\x00t"),
+        "a quantized tensor whose scale is a int",
+    ),
+    "half bytes in columns": (
+        tensor(
+            rebuild=b"ctorch._utils\n_rebuild_qtensor\n",
+            cls=b"ctorch\nQUInt4x2Storage\n",
+            numel=b"M\x00\x01",
+            size=b"K\x08K\x08\x86",
+            stride=b"K\x01K\x08\x86",
+            grad=b"(ctorch\nper_tensor_affine\nG" + bytes(8) + b"K\x00t\x89",
+        ),
+        "a quint4x2 tensor that is not row-major",
     ),
     "a quantized tensor that is not": (
         tensor(

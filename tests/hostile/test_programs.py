@@ -20,8 +20,11 @@ import torch
 
 import holdfast
 from holdfast.cli.main import main
-from holdfast.errors import CorruptFile, HoldfastError, RefusedFile
+from holdfast.errors import ArgumentError, CorruptFile, HoldfastError, RefusedFile
+from holdfast.export.loading import load_program, rebuilt
 from holdfast.formats.detect import open_container
+from holdfast.formats.exported import Exported
+from holdfast.serialization.devices import Placement
 from holdfast.storage.source import MemorySource
 from tests.hostile import program_plants as plants
 
@@ -198,6 +201,24 @@ def two_values(program: plants.Program) -> None:
     program.graph["inputs"][0] = {"as_int": 1, "as_bool": True}
 
 
+def with_weight(**fields: Any) -> Callable[[plants.Program], None]:
+    """Changes what the file says of one weight."""
+
+    def change(program: plants.Program) -> None:
+        config = program.config(plants.WEIGHTS)
+        config["fc.weight"].update(fields)
+        program.put_config(plants.WEIGHTS, config)
+
+    return change
+
+
+def with_tree(tree: Any) -> Callable[[plants.Program], None]:
+    return lambda program: program.call.update(out_spec=json.dumps([1, tree]))
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+NO_NAME = r"the name 'a b' is no plain name of letters, digits and _"
+
 LIES: dict[str, tuple[Callable[[plants.Program], Any], str]] = {
     "two programs": (second_program, r"models: holds 2 programs \((model, other|other, model)\); one is wanted"),
     "no samples": (without(plants.SAMPLES), r"data/sample_inputs/model\.pt: is missing"),
@@ -213,7 +234,10 @@ LIES: dict[str, tuple[Callable[[plants.Program], Any], str]] = {
     "no samples of a call": (with_member(plants.SAMPLES, plants.saved([1])), r"are no pair of arguments and keywords"),
     "samples with odd keywords": (with_member(plants.SAMPLES, plants.saved(((1,), 1))), r"the keywords of the sample"),
     "samples with odd keys": (with_member(plants.SAMPLES, plants.saved((({1.5: 1},), {}))), r"has a key of type float"),
-    "deep samples": (with_member(plants.SAMPLES, plants.saved(((nested(70),), {}))), r"nested too deeply"),
+    "deep samples": (
+        with_member(plants.SAMPLES, plants.saved(((nested(70),), {}))),
+        r"the sample inputs are nested too deeply",
+    ),
     "a range of too many symbols": (
         with_json(lambda j: j["range_constraints"].update({"u99999999": {"min_val": 0, "max_val": 1}})),
         r"is no symbol that may have a range",
@@ -244,6 +268,55 @@ LIES: dict[str, tuple[Callable[[plants.Program], Any], str]] = {
         ),
         r"torch\.ops\.aten\.add\.Tensor is given a graph to run",
     ),
+    "samples of a class": (
+        with_member(plants.SAMPLES, plants.saved(((torch.Size([1]),), {}))),
+        r"the sample inputs hold a torch\.Size; only tensors and plain values are known to be harmless",
+    ),
+    "an operator that gives a graph": (
+        with_json(
+            lambda j: j["graph_module"]["graph"]["nodes"][-1]["outputs"].append(
+                {"as_graph": j["graph_module"]["graph"]["nodes"][1]["inputs"][1]["arg"]["as_graph"]}
+            )
+        ),
+        r"torch\.ops\.aten\.add\.Tensor gives a graph",
+    ),
+    "a weight in a file of another kind": (
+        lambda p: with_weight(path_name="run.sh")(p) or with_member("data/weights/run.sh", bytes(24))(p),
+        r"'run\.sh' is no file of a tensor",
+    ),
+    "a name with blanks": (with_json(lambda j: j["graph_module"]["graph"]["nodes"][-1].update(name="a b")), NO_NAME),
+    "a weight with a private name": (
+        lambda p: p.put_config(plants.WEIGHTS, {"__class__": p.config(plants.WEIGHTS)["fc.weight"]}),
+        r"the name '__class__' is no plain dotted name",
+    ),
+    "a text with quotes": (
+        with_json(lambda j: j["graph_module"]["graph"]["inputs"].__setitem__(7, {"as_string": "a'b"})),
+        r"the text .a'b. has marks that could end a string of Python",
+    ),
+    "a dtype of tomorrow": (
+        with_json(lambda j: j["graph_module"]["graph"]["tensor_values"]["x"].update(dtype=99)),
+        r"99 is no dtype that is known",
+    ),
+    "a leaf with children": (
+        with_tree({"type": None, "context": None, "children_spec": [LEAF]}),
+        r"a leaf of a tree of arguments has something in it",
+    ),
+    "a list with a context": (
+        with_tree({"type": "builtins.list", "context": "x", "children_spec": []}),
+        r"a builtins\.list in a tree of arguments has a context",
+    ),
+    "a dict without keys": (
+        with_tree({"type": "builtins.dict", "context": "{}", "children_spec": []}),
+        r"the keys '\{\}' of a dict of arguments are no texts and integers",
+    ),
+    "a tree that is no JSON": (
+        lambda p: p.call.update(out_spec="[1,"),
+        r"the tree of arguments '\[1,' is no JSON",
+    ),
+    "a call without arguments": (
+        lambda p: p.call.update(in_spec=json.dumps([1, LEAF])),
+        r"the arguments of the program's call are no tuple with a dict of keywords",
+    ),
     "a version that is none": (with_json(lambda j: j.update(torch_version="'")), r"is no version of torch"),
 }
 
@@ -266,10 +339,46 @@ def test_a_weight_that_is_missing_is_said(honest: bytes) -> None:
         holdfast.build(io.BytesIO(program.data()))
 
 
+def test_a_weight_of_an_open_size_is_said(honest: bytes) -> None:
+    program = plants.Program(honest)
+    config = program.config(plants.WEIGHTS)
+    config["fc.weight"]["tensor_meta"]["sizes"] = program.graph["tensor_values"]["x"]["sizes"]
+    program.put_config(plants.WEIGHTS, config)
+    found = holdfast.scan(io.BytesIO(program.data())).program
+    assert "`fc.weight` is described as a tensor of a size that is not known" in str(found)
+
+
+def test_json_past_the_stack_is_refused(honest: bytes) -> None:
+    data = repacked(plants.Program(honest), b'{"graph_module":{"graph":{"custom_obj_values":{"a":' + b"[" * 100_000)
+    assert "models/model.json" in str(found := holdfast.scan(io.BytesIO(data)).program)
+    assert "is nested too deeply" in str(found)
+
+
+def test_a_file_without_a_program_is_said_to_have_none() -> None:
+    stream = io.BytesIO(plants.saved({"w": torch.ones(1)}))
+    with (
+        open_container(MemorySource(stream.getvalue()), "w.pt") as container,
+        pytest.raises(ArgumentError, match=r"`w\.pt`: holds no program"),
+    ):
+        load_program(container, None, (), mode="eval")
+
+
+def test_what_was_refused_is_given_to_torch_by_nobody(honest: bytes) -> None:
+    program = plants.Program(honest)
+    with_json(lambda j: j["graph_module"]["graph"]["nodes"][-1].update(name="a b"))(program)
+    with open_container(MemorySource(program.data()), "net.pt2") as container:
+        assert isinstance(container, Exported)
+        with pytest.raises(RefusedFile, match=r"`net\.pt2`: was not audited"):
+            rebuilt(container, container.audit(), Placement(None))
+
+
 def test_json_that_makes_no_sense_is_an_error_of_ours(honest: bytes) -> None:
     program = plants.Program(honest)
     program.graph["nodes"][0]["inputs"][0]["arg"]["as_tensor"]["name"] = "nobody"
     with pytest.raises(HoldfastError, match=r"is harmful, but torch .* can't load it: KeyError: 'nobody'"):
+        holdfast.build(io.BytesIO(program.data()))
+    del program.json["torch_version"]
+    with pytest.raises(HoldfastError, match="; it was written by torch of an unknown version"):
         holdfast.build(io.BytesIO(program.data()))
 
 

@@ -64,7 +64,7 @@ LIES: dict[str, tuple[bytes, type[FormatError], str]] = {
     "length past the limit": (
         (HEADER_LIMIT + 1).to_bytes(8, "little") + b"{",
         RefusedFile,
-        "header has 100,000,001 bytes, the limit is 100,000,000",
+        "its first 8 bytes say that the header has 100,000,001 bytes, the limit is 100,000,000",
     ),
     "length past the file": (
         (50).to_bytes(8, "little") + b"{}",
@@ -259,7 +259,10 @@ def deep(levels: int) -> Any:
         ({"tree": {"$tensor": ["b", "uint8", [1], None, 0, False, None]}}, "a tensor that is not there: 'b'"),
         ({"tree": {"$tensor": ["a", "uint7", [1], None, 0, False, None]}}, "a tensor that is not there: 'uint7'"),
         ({"tree": {"$tensor": ["a", "uint8", [9], None, 0, False, None]}}, "places (9,) uint8 at byte 0 of 8: outside"),
-        ({"tree": {"$tensor": ["a", "uint8", [1], None, 8, False, None]}}, "places (1,) uint8 at byte 8 of 8: outside"),
+        (
+            {"tree": {"$tensor": ["a", "uint8", [1], None, 8, False, None]}},
+            "its record places (1,) uint8 at byte 8 of 8: outside",
+        ),
         ({"tree": {"$tensor": ["a", "int16", [1], None, 1, False, None]}}, "places (1,) int16 at byte 1 of 8: outside"),
         ({"tree": {"$tensor": ["a", "uint8", [2, 2], [7, 2], 0, False, None]}}, "places (2, 2) uint8 at byte 0"),
         ({"tree": {"$tensor": ["a", "uint8", [2], [-1], 0, False, None]}}, "Expected `int` >= 0"),

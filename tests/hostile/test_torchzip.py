@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
+import sys
+import traceback
 import tracemalloc
 import zipfile
 import zlib
@@ -91,6 +94,7 @@ LOCAL = struct.unpack_from("<I", HONEST, THIRD + 42)[0]
 
 
 def test_the_honest_file_is_read() -> None:
+    assert load(with_zip64())["w"].spec.shape == (4,)
     tree = load(HONEST)
     assert tree["w"].spec.shape == (4,)
     assert tree["w"].segment.source.read(tree["w"].segment.offset, 16) == FLOATS
@@ -103,13 +107,30 @@ def twice(name: str, other: str) -> bytes:
     return data.replace(name.encode(), other.encode())
 
 
+def with_zip64(*, mark: bytes = b"PK\x06\x06", count: int = len(RECORDS), before: int = 0) -> bytes:
+    """The same archive with the second kind of end records before its end; ``before``: how far they are off."""
+    _, _, _, _, _, size, start, _ = struct.unpack_from("<4s4H2IH", HONEST, END)
+    end = struct.pack("<4sQ2H2I4Q", mark, 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, END - before, 1)
+    return HONEST[:END] + end + locator + HONEST[END:]
+
+
 LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
+    "a zip64 end elsewhere": (lambda: with_zip64(before=1), CorruptFile, "and is not right before this"),
+    "a zip64 end that is none": (lambda: with_zip64(mark=b"PK++"), CorruptFile, "the zip64 end record is damaged"),
+    "two ends that disagree": (lambda: with_zip64(count=3), CorruptFile, "its two end records disagree"),
+    "a header with a longer name": (lambda: at(HONEST, LOCAL + 26, b"\x0b"), CorruptFile, "data/0 has another name"),
+    "a descriptor that is not there": (
+        lambda: at(at(HONEST, LOCAL + 6, b"\x08"), THIRD + 8, b"\x08"),
+        CorruptFile,
+        "what follows the bytes of top/data/0 disagrees",
+    ),
     "cut short": (lambda: HONEST[:-30], CorruptFile, "cut short"),
-    "nothing but a beginning": (lambda: b"PK\x03\x04", CorruptFile, "cut short"),
+    "nothing but a beginning": (lambda: b"PK\x03\x04", CorruptFile, "begins as a zip but its end is missing: cut"),
     "two ends": (
         lambda: at(HONEST, END + 20, b"\x16\x00") + b"PK\x05\x06" + bytes(18),
         RefusedFile,
-        "two ends",
+        "has two ends; programs would disagree about its content",
     ),
     "bytes between directory and end": (
         lambda: HONEST[:END] + b"junk" + HONEST[END:],
@@ -127,7 +148,7 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
         CorruptFile,
         "entries take another number",
     ),
-    "several disks": (lambda: at(HONEST, END + 4, b"\x01\x00"), RefusedFile, "several parts"),
+    "several disks": (lambda: at(HONEST, END + 4, b"\x01\x00"), RefusedFile, "is one part of a zip in several parts"),
     "an entry that is none": (lambda: at(HONEST, THIRD, b"XX"), CorruptFile, "does not begin here"),
     "two names for one record": (
         lambda: at(HONEST, LOCAL + 30, b"top/data/9"),
@@ -152,7 +173,11 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
         CorruptFile,
         "overlaps what follows",
     ),
-    "a record past the end": (lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\x7f"), CorruptFile, "overlaps"),
+    "a record past the end": (
+        lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\x7f"),
+        CorruptFile,
+        "overlaps another record",
+    ),
     "a zip64 entry without its field": (
         lambda: at(HONEST, THIRD + 42, b"\xff\xff\xff\xff"),
         CorruptFile,
@@ -172,22 +197,30 @@ LIES: dict[str, tuple[Callable[[], bytes], type[FormatError], str]] = {
     ),
     "no pickle": (lambda: zipped({"a.txt": b"x"}), UnknownFormat, "no torch file .no data.pkl.: holds a.txt"),
     "an old script": (lambda: zipped({"m/model.json": b"x"}), UnknownFormat, "TorchScript archive of a torch before"),
-    "a script": (lambda: zipped(RECORDS | {"top/constants.pkl": b""}), UnknownFormat, "TorchScript"),
-    "an exported program": (lambda: zipped(RECORDS | {"top/archive_format": b"pt2"}), UnknownFormat, r"\.pt2"),
-    "a package": (lambda: zipped(RECORDS | {"top/.data/extern_modules": b""}), UnknownFormat, "torch.package"),
-    "version 11": (lambda: zipped(RECORDS | {"top/version": b"11"}), UnknownFormat, "version b'11'"),
+    "a script": (lambda: zipped(RECORDS | {"top/constants.pkl": b""}), UnknownFormat, "a program with its weights"),
+    "an exported program": (
+        lambda: zipped(RECORDS | {"top/archive_format": b"pt2"}),
+        UnknownFormat,
+        r"torch\.export archive \(\.pt2\); torch\.export\.load reads it; its weights are no tree of torch\.save",
+    ),
+    "a package": (
+        lambda: zipped(RECORDS | {"top/.data/extern_modules": b""}),
+        UnknownFormat,
+        "PackageImporter reads it",
+    ),
+    "version 11": (lambda: zipped(RECORDS | {"top/version": b"11"}), UnknownFormat, "is a torch file of version b'11'"),
     "version 0": (lambda: zipped(RECORDS | {"top/version": b"0"}), UnknownFormat, "version b'0'"),
     "no version": (
         lambda: zipped({name: data for name, data in RECORDS.items() if name != "top/version"}),
         CorruptFile,
-        "the record .data/version is missing",
+        "the record .data/version is missing: not complete",
     ),
     "a version without end": (lambda: zipped(RECORDS | {"top/version": b"3" * 99}), RefusedFile, "the limit is 64"),
     "another byte order": (lambda: zipped(RECORDS | {"top/byteorder": b"mixed"}), CorruptFile, "byteorder is b'mixed'"),
     "no storage": (
         lambda: zipped({name: data for name, data in RECORDS.items() if name != "top/data/0"}),
         CorruptFile,
-        "the archive has no such record",
+        "data.pkl says that data/0 has 16 bytes, the archive has no such record: corrupt",
     ),
     "a short storage": (lambda: zipped(RECORDS | {"top/data/0": FLOATS[:-1]}), CorruptFile, "the record has 15"),
     "a long storage": (lambda: zipped(RECORDS | {"top/data/0": FLOATS * 2}), CorruptFile, "the record has 32"),
@@ -319,7 +352,7 @@ RECORD_LIES: dict[str, tuple[Callable[[dict[str, Any]], None], type[FormatError]
     "digests too few": (put("digests", 0, value=""), CorruptFile, "0 chunks"),
     "a digest that differs": (put("digests", 0, value="0" * 32), CorruptFile, "data/0 is damaged"),
     "another pickle": (put("pickle", value="xxh3-128:" + "0" * 32), CorruptFile, "another program has changed one"),
-    "a newer version": (put("version", value=99), UnknownFormat, "version 99"),
+    "a newer version": (put("version", value=99), UnknownFormat, "its record .data/holdfast is of version 99"),
     "a type that differs": (put("lengths", value="x"), CorruptFile, "holdfast is damaged"),
     "a tree that is too deep": (deep, CorruptFile, "deep"),
 }
@@ -331,6 +364,24 @@ def test_a_record_that_lies_with_a_good_digest(lie: str, tmp_path: Path) -> None
     with pytest.raises(error, match=message) as caught:
         load(resealed(ours(tmp_path), change))
     assert "evil.pt" in str(caught.value)
+
+
+def called_from(depth: int, what: Callable[[], object]) -> object:
+    return what() if depth == 0 else called_from(depth - 1, what)
+
+
+def test_a_record_that_is_deeper_than_the_stack_of_its_reader_is_refused(tmp_path: Path) -> None:
+    data = resealed(ours(tmp_path), lambda record: record.update(tree=[[[[[[[[[[[[1]]]]]]]]]]]]))
+    frames = len(list(traceback.walk_stack(None)))
+    room = range(sys.getrecursionlimit() - frames - 60, sys.getrecursionlimit() - frames, 2)
+    said = set()
+    for depth in room:  # where exactly the stack ends is Python's own affair
+        with contextlib.suppress(RecursionError):
+            try:
+                called_from(depth, torchzip.open(MemorySource(data, name="evil.pt"), "evil.pt").document)
+            except CorruptFile as error:
+                said.add(str(error))
+    assert "`evil.pt`: its record is nested too deep" in said
 
 
 def test_a_record_that_was_edited_is_noticed(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ DIRECT: dict[str, set[str]] = {
 """One row a room, inner rooms first. A file beside the rooms (`api.py`) is a room of its own."""
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
-    "cli": {"api", "surgery", "training"},
+    "cli": {"api", "surgery", "training", "transfer", "serialization"},
     "__init__": set(DIRECT) - {"__main__"},
 }
 """What a row may import as well, but only inside functions and for type checkers: these start without torch."""

@@ -84,8 +84,8 @@ def loaded(*arguments: str) -> set[str]:
         ("inspect", "net.safetensors", 35),
         ("inspect", "ckpt.pt", 38),
         ("inspect", "plain.pth", 50),
-        ("inspect", "run", 40),
-        ("ls", "run", 28),
+        ("inspect", "run", 41),
+        ("ls", "run", 30),
         ("path", "run@last", 28),
     ],
 )

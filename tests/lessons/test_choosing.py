@@ -13,6 +13,7 @@ from torch import nn
 import holdfast
 from holdfast.cli.main import main
 from holdfast.runs.catalog import scan
+from holdfast.training.resuming import Position
 
 
 def numbered(value: float = 0.0) -> nn.Linear:
@@ -103,7 +104,7 @@ def test_lesson_10_the_newest_is_neither_the_youngest_file_nor_the_last_in_the_a
         os.utime(path, (2_000_000_000 + age, 2_000_000_000 + age))
         os.utime(path / "manifest.json", (2_000_000_000 + age, 2_000_000_000 + age))
     with holdfast.Run(run_dir, model=(live := numbered())) as run:
-        assert run.resume() == holdfast.Position(epoch=0, step=100, batch=0)
+        assert run.resume() == Position(epoch=0, step=100, batch=0)
         assert live.weight.item() == 100
 
 
@@ -170,6 +171,6 @@ def test_lesson_11_nothing_is_deleted_for_a_newest_that_is_not_good(run_dir: Pat
         main(["prune", str(run_dir), "--keep", "last:1"])
     assert (left.value.code, steps(run_dir)) == (2, [1, 2, 3])
     with holdfast.Run(run_dir, model=numbered(), keep="last:1") as run:
-        assert run.resume() == holdfast.Position(epoch=0, step=2, batch=0)
+        assert run.resume() == Position(epoch=0, step=2, batch=0)
         assert run.save(step=3).pruned == [1, 2]  # by now there is a newer one that this process wrote itself
     assert holdfast.verify(run_dir).status == "OK"

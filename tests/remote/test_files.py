@@ -114,6 +114,24 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed(bucket: Bucket) 
     assert holdfast.load(url)["w"].sum() == 1_000_000
 
 
+def test_what_is_not_there_is_said(bucket: Bucket) -> None:
+    with pytest.raises(NotFound, match=r"/none\.pt`: no such object"):
+        open_source(f"{bucket.url}/none.pt")
+    with pytest.raises(NotFound, match=r"/none\.pt`: no such object"):
+        place_of(bucket.url).remove(f"{bucket.url}/none.pt")
+
+
+def test_a_step_in_a_store_has_its_own_bytes_in_its_own_place(bucket: Bucket) -> None:
+    step = place_of(bucket.url).stage_step(f"{bucket.url}/a", "step-00000001")
+    with pytest.raises(ArgumentError, match="a store shares no bytes between objects"):
+        step.share(f"{bucket.url}/a/b", "b")
+    step.abandon()
+    place_of(bucket.url).write(f"{bucket.url}/a/step-00000001/manifest.json", b"theirs")
+    with pytest.raises(StorageError, match="step-00000001`: its files are not where this version puts them; remove"):
+        place_of(bucket.url).remove_step(f"{bucket.url}/a/step-00000001", "../elsewhere")
+    assert bucket.names("a/") == ["a/step-00000001/manifest.json"]
+
+
 def test_a_missing_bucket_is_said_to_be_the_reason(bucket: Bucket) -> None:
     with pytest.raises(NotFound, match="there is no bucket `s3://nosuchbucket`; create it first"):
         holdfast.load("s3://nosuchbucket/a.pt")

@@ -198,7 +198,10 @@ def test_a_container_that_is_a_link_to_elsewhere(root: Path, tmp_path: Path) -> 
 def test_a_manifest_that_lists_no_entries(root: Path) -> None:
     folder = commit(root, 1)
     (folder / "manifest.json").write_bytes(encode(facts(1)))
-    with pytest.raises(CorruptFile, match=r"does not list entries\.json"):
+    with pytest.raises(CorruptFile, match=r"its manifest does not list entries\.json"):
+        open_checkpoint(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(NotFound, match=r"has no manifest\.json: it is no committed checkpoint"):
         open_checkpoint(folder)
 
 

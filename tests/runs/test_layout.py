@@ -22,6 +22,8 @@ def test_step_names_sort_as_numbers_up_to_eight_digits() -> None:
 def test_a_step_past_its_bounds_is_refused(step: int) -> None:
     with pytest.raises(ArgumentError, match=f"step {step} is not between 0 and"):
         step_name(step)
+    with pytest.raises(ArgumentError, match=r"^step -1 is not between 0 and 9223372036854775807$"):
+        step_name(-1)
 
 
 @pytest.mark.parametrize(

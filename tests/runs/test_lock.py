@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -155,8 +156,17 @@ def test_text_that_is_no_holder_is_still_an_error_without_a_name(root: Path) -> 
     lock = RunLock(root)
     (root / "other").mkdir()
     os.pwrite(lock._fd, b"\x1b[31m not json", 0)
-    assert "another process writes this run" in attempt(root).stdout
+    assert "another process writes this run; stop it, or write to another folder" in attempt(root).stdout
     lock.release()
+
+
+def test_a_disk_without_locks_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("holdfast.runs.lock.fcntl.lockf", none)
+    with pytest.raises(StorageError, match=r"\.lock`: can't be locked: No locks available"):
+        RunLock(root)
 
 
 def test_a_folder_that_can_not_be_locked(root: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_best_without_a_rule_names_the_metrics(run: Path) -> None:
     with_best(run, "loss:min")
     with pytest.raises(ArgumentError, match="does not say which accuracy is best"):
         found(run, "best:accuracy")
-    with pytest.raises(NotFound, match="no checkpoint has a number for f1"):
+    with pytest.raises(NotFound, match="no checkpoint has a number for f1; its steps: "):
         found(run, "best:f1:max")
 
 

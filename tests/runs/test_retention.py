@@ -247,3 +247,9 @@ def test_the_best_is_kept_where_a_run_names_one() -> None:
     assert with_best([KeepBest("loss", "min", 3)], [low, high])[1:] == (KeepBest("acc", "max"),)
     assert with_best([KeepLast(1)], ()) == (KeepLast(1),)
     assert with_best([], [low]) == ()
+
+
+@pytest.mark.parametrize("both", [{}, {"steps": 10, "epochs": 1}])
+def test_every_takes_steps_or_epochs(both: dict[str, int]) -> None:
+    with pytest.raises(ArgumentError, match="KeepEvery takes steps= or epochs=, one of them"):
+        KeepEvery(**both)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError, UnknownFormat
+from holdfast.errors import ArgumentError, CorruptFile, NotFound, RefusedFile, StorageError, UnknownFormat
 from holdfast.runs.run_file import (
     BestRule,
     EpochMetrics,
@@ -49,7 +49,7 @@ def test_damage_and_newer_versions(root: Path) -> None:
     write_run_file(root, RUN)
     good = json.loads((root / "run.json").read_text())
     for changes, message in (
-        ({"created": "2025-01-01T12:00:00"}, "no time zone"),
+        ({"created": "2025-01-01T12:00:00"}, "its time of creation has no time zone"),
         ({"run": 5}, "is damaged: Expected `str`"),
         ({"uncommitted": [{"step": 1, "epoch": 1, "metrics": {"a": "x"}}]}, "metric a is 'x', no number"),
     ):
@@ -58,6 +58,9 @@ def test_damage_and_newer_versions(root: Path) -> None:
             read_run_file(root)
     (root / "run.json").write_text(json.dumps({**good, "version": 3}))
     with pytest.raises(UnknownFormat, match="format version 3"):
+        read_run_file(root)
+    (root / "run.json").write_bytes(b" " * (1 << 27))
+    with pytest.raises(RefusedFile, match=r"run\.json`: has 134,217,728 bytes, at most [\d,]+ are read for this file"):
         read_run_file(root)
     (root / "run.json").write_bytes(b"")
     with pytest.raises(CorruptFile, match=r"run\.json`: is damaged"):

@@ -108,7 +108,7 @@ def test_every_lie_about_rectangles_is_refused(change: Callable[[list[Entry]], N
 
 
 def test_what_no_rank_or_two_wrote_is_not_committed() -> None:
-    with pytest.raises(ArgumentError, match="`w`: no rank wrote it"):
+    with pytest.raises(ArgumentError, match="`w`: no rank wrote it: the ranks do not save the same state"):
         sharded_entries({"w": Wanted("w", SPEC)}, [], "here")
     whole = msgspec.structs.replace(piece(0, 0, 4), offsets=None)
     both = [RankPart(rank_file(0), None, (whole,)), RankPart(rank_file(1), None, (whole,))]
@@ -124,7 +124,12 @@ def test_a_container_that_another_process_did_not_finish_is_not_committed(root: 
 
 
 def test_a_rank_that_does_not_see_the_folder_says_so(root: Path) -> None:
-    with pytest.raises(StorageError, match="all ranks need one shared disk"), file_in_partial(str(root / "c"), "f"):
+    with (
+        pytest.raises(
+            StorageError, match="the folder that rank 0 has begun is not seen here; all ranks need one shared disk"
+        ),
+        file_in_partial(str(root / "c"), "f"),
+    ):
         pass
 
 

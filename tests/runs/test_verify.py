@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import NotFound, UnknownFormat
+from holdfast.errors import NotFound, StorageError, UnknownFormat
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.runs.layout import step_name
 from holdfast.runs.manifest import encode
 from holdfast.runs.opening import open_any
-from holdfast.runs.verify import verify
+from holdfast.runs.verify import refuse_damage, verify
 from holdfast.spec import CHUNK
 from tests.runs.hand_made import commit, facts, flip, tensor
 
@@ -25,6 +25,15 @@ def test_a_whole_checkpoint(root: Path) -> None:
     assert report.items[0].checked == files
     assert report.items[0].unchecked == 0
     assert str(report) == f"{folder}: OK"
+
+
+def test_what_reads_back_otherwise_is_said_to_be_the_disk(root: Path) -> None:
+    folder = commit(root, 1)
+    refuse_damage(str(folder))
+    flip(folder / "model.safetensors", 200)
+    message = r"model\.safetensors`: read back after writing, .* is not what was written: .*memory is failing"
+    with pytest.raises(StorageError, match=message):
+        refuse_damage(str(folder))
 
 
 def test_every_flipped_byte_of_every_file_is_found_and_named(root: Path) -> None:

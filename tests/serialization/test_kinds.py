@@ -192,7 +192,7 @@ def test_a_jagged_tensor_of_a_graph_is_said_to_be_detached() -> None:
 @pytest.mark.parametrize(
     ("offsets", "lengths", "dimension", "message"),
     [
-        ([0, 3, 9], None, 1, "reaches past its 5 elements"),
+        ([0, 3, 9], None, 1, "a jagged tensor that reaches past its 5 elements"),
         ([0, -3, 5], None, 1, "reaches past"),
         ([4, 2, 5], None, 1, "reaches past"),
         ([0, 3, 5], [3, 3], 1, "reaches past"),

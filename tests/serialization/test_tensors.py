@@ -12,9 +12,11 @@ from torch import nn
 
 import holdfast
 from holdfast.errors import CorruptFile, UnsupportedValue
+from holdfast.formats.base import Segment, StoredTensor
 from holdfast.serialization.lowering import DTYPE_NAMES
-from holdfast.serialization.reading import live_dtype
+from holdfast.serialization.reading import live_dtype, read_tree
 from holdfast.spec import TensorSpec
+from holdfast.storage.source import MemorySource
 
 FORMATS = ["pt", "safetensors"]
 pytestmark = pytest.mark.filterwarnings(
@@ -310,3 +312,15 @@ def test_large_strided_tensors_go_through_blocks() -> None:
         loaded = there_and_back(tree, form)
         assert torch.equal(loaded["cut"], tree["cut"])
         assert torch.equal(loaded["other"], tree["other"])
+
+
+def test_a_dtype_that_no_file_knows_is_refused() -> None:
+    with pytest.raises(UnsupportedValue, match=r"`w`: dtype torch\.int4 is unknown to this version"):
+        holdfast.save({"w": torch.empty(2, dtype=torch.int4)}, io.BytesIO())
+
+
+def test_a_tensor_that_begins_inside_an_element_is_corrupt() -> None:
+    segment = Segment(MemorySource(bytes(16)), 0, 16, "data/0")
+    leaf = StoredTensor(TensorSpec("float32", (2,)), segment, 2)
+    with pytest.raises(CorruptFile, match="`data/0`: a float32 tensor begins at byte 2 of it, inside an element"):
+        read_tree({"w": leaf}, "f.pt")

@@ -30,6 +30,32 @@ def test_json_is_plain_where_it_can_be() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"$float": "many"}, "no float 'many'"),
+        ({"$opaque": [3, [], None]}, "no class name 3"),
+    ],
+)
+def test_what_is_wrong_with_a_mark_is_said(value: Any, reason: str) -> None:
+    with pytest.raises(CorruptFile, match=r"`f\.pt`: its tree of values is damaged: ") as caught:
+        decoded(value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (Typed("datetime", {"iso": "2024-01-01", "fold": 0, "zone": "Mars/Base"}), "no time zone 'Mars/Base' here"),
+        (Typed("bytearray", 10**12), "it is made of bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said(value: Typed, reason: str) -> None:
+    with pytest.raises(CorruptFile, match=r"`f\.pt`: ") as caught:
+        lift({"a": value}, Lifting(leaf=lambda leaf: leaf, file="f.pt"))
+    assert reason in str(caught.value)
+
+
 def test_the_leaf_stands_as_its_reference() -> None:
     assert to_json({"w": object}, lambda leaf: [3]) == {"w": {"$tensor": [3]}}
     assert decoded({"w": {"$tensor": [3]}}) == {"w": ("leaf", [3])}

@@ -99,3 +99,53 @@ def test_plain_values() -> None:
         ("empty", "{}"),
         ("strange", "object of class my.Net"),
     ]
+
+
+def test_numbers_that_a_file_has_as_text_are_one_range() -> None:
+    assert shown([(f"net.{index}.weight", "(3,)") for index in sorted(map(str, range(12)))]) == [
+        "net.{0..11}.weight (3,) x12"
+    ]
+
+
+def test_many_blocks_that_differ_in_sizes_alone_are_one() -> None:
+    leaves = [
+        Leaf(f"state.{index}.{name}", text, size)
+        for index in range(40)
+        for name, text, size in (("step", "()", 4), ("avg", f"({index % 3},)", index % 3))
+    ]
+    assert tree_lines(leaves) == [
+        Line(0, "state.{0..39}", "", 40, 160 + 39),
+        Line(1, "step", "()", 40, 160),
+        Line(1, "avg", "(0,), ... 3 kinds", 40, 39),
+    ]
+    assert len(tree_lines(leaves[:24])) > 12  # twelve blocks are still shown one by one
+
+
+def test_many_blocks_are_only_one_where_their_names_agree() -> None:
+    leaves = [(f"n.{index}.{'w' if index < 20 else 'v'}", f"({index},)") for index in range(40)]
+    assert shown([*leaves, ("n.tail", "()")]) == [
+        "n",
+        "  {0..19}.w (0,), ... 20 kinds x20",
+        "  {20..39}.v (20,), ... 20 kinds x20",
+        "  tail ()",
+    ]
+
+
+def test_blocks_inside_merged_blocks_multiply() -> None:
+    leaves = [Leaf(f"a.{i}.b.{j}.w", f"({i},)", 4) for i in range(20) for j in range(3)]
+    assert tree_lines(leaves) == [
+        Line(0, "a.{0..19}.b", "", 20, 240),
+        Line(1, "0.w", "(0,), ... 20 kinds", 20, 80),
+        Line(1, "1.w", "(0,), ... 20 kinds", 20, 80),
+        Line(1, "2.w", "(0,), ... 20 kinds", 20, 80),
+    ]
+
+
+def test_a_number_too_long_to_be_read_is_a_name() -> None:
+    assert len(shown([(f"net.{'9' * 5000}{index}.w", "()") for index in range(20)])) == 21
+
+
+def test_merging_does_not_recurse() -> None:
+    leaves = [(f"n.{index}.{'x.' * 5000}w", f"({index},)") for index in range(20)]
+    (line,) = shown(leaves)
+    assert line.endswith(".w (0,), ... 20 kinds x20")

@@ -26,6 +26,7 @@ from holdfast.runs.manifest import read_manifest
 from holdfast.storage.atomic import StagedFolder
 from holdfast.surgery import AdoptReport, adopt
 from holdfast.surgery.adoption import writing
+from holdfast.training.resuming import Position
 from tests.surgery.old_trainings import BATCHES, Net, Training, batches, train, training
 
 
@@ -83,14 +84,14 @@ def test_a_run_goes_on_as_the_tutorial_would(old: Path, convention: str, kind: s
         tutorial.epoch(epoch)
     ours = training(kind)
     with holdfast.Run("runs/a", model=ours.net, optimizer=ours.optimizer, scheduler=ours.scheduler) as run:
-        assert run.resume() == holdfast.Position(9, 9 * BATCHES, 0)
+        assert run.resume() == Position(9, 9 * BATCHES, 0)
         for epoch in run.epochs(12):
             for x in run.batches(batches(epoch)):
                 ours.optimizer.zero_grad()
                 ours.net(x).square().mean().backward()
                 ours.optimizer.step()
             ours.scheduler.step()
-        assert run.position == holdfast.Position(12, 12 * BATCHES, 0)
+        assert run.position == Position(12, 12 * BATCHES, 0)
     assert ours.values() == tutorial.values() == through.values()
 
 
@@ -167,7 +168,7 @@ def test_values_of_every_kind(old: Path) -> None:
     assert report.resume == "holdfast.Run('runs/a', model=..., optimizer=..., scheduler=...)"
     fresh = training()
     with holdfast.Run("runs/a", model=fresh.net, optimizer=fresh.optimizer, scheduler=fresh.scheduler) as run:
-        assert run.resume() == holdfast.Position(1, 4, 0)
+        assert run.resume() == Position(1, 4, 0)
     assert fresh.values() == done.values()
     found = holdfast.load("runs/a@last")
     assert found["args"] == state["args"]
@@ -189,7 +190,7 @@ def test_files_of_holdfast_keep_what_they_recorded(old: Path) -> None:
     assert manifest.metadata == {"by": "me"}
     fresh = training()
     with holdfast.Run("runs/a", model=fresh.net, opt=fresh.optimizer, scaler=torch.amp.GradScaler("cpu")) as run:
-        assert run.resume() == holdfast.Position(1, 4, 0)
+        assert run.resume() == Position(1, 4, 0)
     assert fresh.values()[:-2] == done.values()[:-2]
 
 
@@ -248,7 +249,7 @@ def test_a_whole_module_whose_class_is_gone(old: Path, monkeypatch: pytest.Monke
     assert "holds weights and no optimizer" in reasons(report)["epoch_2.pth"]
     fresh = nn.ModuleDict({"fc": nn.Linear(3, 3)})
     with holdfast.Run("runs/a", model=fresh, optimizer=torch.optim.Adam(fresh.parameters())) as run:
-        assert run.resume() == holdfast.Position(2, 1, 0)
+        assert run.resume() == Position(2, 1, 0)
     assert torch.equal(fresh["fc"].weight, net.fc.weight)
 
 
@@ -294,7 +295,7 @@ def test_files_of_lightning(old: Path) -> None:
     assert report.notes[0] == "the epochs of Lightning's files are where its loops stood"
     fresh = training()
     with holdfast.Run("runs/a", model=fresh.net, optimizer=fresh.optimizer, scheduler=fresh.scheduler) as run:
-        assert run.resume() == holdfast.Position(2, 8, 0)
+        assert run.resume() == Position(2, 8, 0)
     assert fresh.values() == done.values()
 
 
@@ -354,7 +355,7 @@ def test_the_best_is_a_step_of_its_own(old: Path) -> None:
     assert "step 12 is taken or too late: kept as step 11" in report.steps[2].notes
     fresh = training()
     with holdfast.Run("b", model=fresh.net, optimizer=fresh.optimizer) as run:
-        assert run.resume() == holdfast.Position(3, 12, 0)
+        assert run.resume() == Position(3, 12, 0)
     assert holdfast.restore("a@pin:best", model=fresh.net).is_exact
     assert fresh.net.state_dict()["head.weight"].equal(other.state_dict()["head.weight"])
 
@@ -455,7 +456,7 @@ def test_nothing_to_adopt_leaves_no_run(old: Path) -> None:
     report = adopt(old, "runs/a", weights_only=True)
     assert [one.file for one in report.steps] == ["best_model.pth", "epoch_3.pth"]
     with holdfast.Run("runs/a", model=Net()) as run:
-        assert run.resume() == holdfast.Position(4, 4, 0)
+        assert run.resume() == Position(4, 4, 0)
 
 
 def test_a_file_without_a_place_says_how_to_give_it_one(old: Path) -> None:
@@ -500,6 +501,7 @@ def test_a_dry_run_writes_nothing(old: Path) -> None:
 KILLED = """
 import os, sys
 from holdfast.surgery import adopt
+from holdfast.training.resuming import Position
 seen = []
 def tell(name):
     seen.append(name)
@@ -543,7 +545,7 @@ def test_an_adoption_that_was_cut_off_is_not_mixed_with_another(old: Path, monke
     manifest = Path("run/step-00000004/manifest.json")
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-9])
-    with refused(ArgumentError, "step 4 can't be read"):
+    with refused(ArgumentError, "; remove the folder, or adopt into another"):
         adopt(old, "run")
     manifest.write_bytes(whole)
     assert len(adopt(old, "run").steps) == 3

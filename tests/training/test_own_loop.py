@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import holdfast
+from holdfast.errors import ArgumentError
 from holdfast.runs.catalog import scan
 
 SCRIPT = """
@@ -43,3 +46,8 @@ def test_a_signal_waits_for_the_next_save(how: str, run_dir: Path) -> None:
     assert [one.step for one in scan(run_dir).readable] == [2, 4]
     again = train(run_dir, how)
     assert (again.returncode, again.stdout) == (0, "saved 6\nsaved 8\nsaved 10\n")
+
+
+def test_a_part_of_the_run_itself_is_no_name_for_an_object(run_dir: Path) -> None:
+    with pytest.raises(ArgumentError, match="'ranks' is a part that the run writes itself; give the object another"):
+        holdfast.Run(run_dir, model=torch.nn.Linear(1, 1), ranks=torch.nn.Linear(1, 1))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import holdfast
-from holdfast.errors import ArgumentError, MachineError, NotFound
+from holdfast.errors import ArgumentError, MachineError, MissingExtra, NotFound
 from holdfast.training.proof.comparing import Difference, compare_checkpoints
 from holdfast.training.proof.proving import (
     Options,
@@ -243,3 +243,13 @@ def test_items_have_digests_of_their_content() -> None:
     assert digest(item) == digest([torch.ones(2), {"label": np.arange(3), "name": "a"}])
     others = [[torch.ones(3)], [torch.ones(2, dtype=torch.float64), item[1]], [torch.ones(2), {**item[1], "name": "b"}]]
     assert len({digest(one) for one in (item, *others)}) == 4
+
+
+def test_without_torch_no_script_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / "train.py").write_text("open('ran', 'w')")
+    with pytest.raises(
+        MissingExtra, match=r"^prove needs torch, which is not installed: pip install .holdfast\[torch\]"
+    ):
+        prove(str(tmp_path / "train.py"), [], Options(), lambda _: None)
+    assert not (tmp_path / "ran").exists()

@@ -26,6 +26,7 @@ from holdfast.errors import (
 )
 from holdfast.runs.catalog import scan
 from holdfast.runs.run_file import read_run_file
+from holdfast.training.resuming import Position
 
 ITEMS = [torch.full((2,), float(number)) for number in range(5)]
 
@@ -63,7 +64,7 @@ def equal(left: nn.Module, right: nn.Module) -> bool:
 def test_an_empty_folder_starts_fresh_and_is_made(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **parts()) as run:
         assert run.resume() is None
-        assert run.position == holdfast.Position(epoch=0, step=0, batch=0)
+        assert run.position == Position(epoch=0, step=0, batch=0)
     assert run_dir.is_dir()
 
 
@@ -71,7 +72,7 @@ def test_a_second_process_goes_on_where_the_first_ended(run_dir: Path) -> None:
     first = train(run_dir, 2)
     fresh = parts(seed=9)
     with holdfast.Run(run_dir, **fresh) as run:
-        assert run.resume() == holdfast.Position(epoch=2, step=10, batch=0)
+        assert run.resume() == Position(epoch=2, step=10, batch=0)
         assert list(run.epochs(2)) == []
     assert equal(fresh["model"], first["model"])
     momentum = [next(iter(objects["optimizer"].state.values()))["momentum_buffer"] for objects in (fresh, first)]
@@ -124,6 +125,19 @@ def test_a_new_best_is_committed_at_once_and_survives_a_restart(run_dir: Path) -
     assert [line.epoch for line in lost.uncommitted] == [1, 3]
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_metrics_outlive_the_checkpoints_that_are_pruned(run_dir: Path, background: bool) -> None:
+    metrics = [5.0, 4.0, 3.0, 2.0]
+    train(run_dir, 4, metrics=metrics, best="loss:min", save="2ep", keep="last:1", background=background)
+    found = read_run_file(run_dir)
+    assert found is not None
+    (newest,) = scan(run_dir).readable
+    assert newest.manifest is not None
+    told = {line.epoch: line.metrics["loss"] for line in (*found.pruned, *found.uncommitted)}
+    assert told == {0: 5.0, 1: 4.0, 2: 3.0}
+    assert newest.manifest.metrics == {"loss": 2.0}
+
+
 def test_the_commit_at_the_end_has_the_metrics_of_its_epoch(run_dir: Path) -> None:
     train(run_dir, 2, metrics=[3.0, 2.0], save="100ep")
     assert [one.manifest.metrics for one in scan(run_dir).readable if one.manifest] == [{"loss": 2.0}]
@@ -173,7 +187,7 @@ def test_several_models_and_optimizers(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **first) as run:
         run.save(step=3)
     with holdfast.Run(run_dir, **second) as run:
-        assert run.resume() == holdfast.Position(epoch=0, step=3, batch=0)
+        assert run.resume() == Position(epoch=0, step=3, batch=0)
     assert equal(first["G"], second["G"])
     assert equal(first["D"], second["D"])
 
@@ -182,7 +196,7 @@ def test_an_own_loop_says_where_it_is(run_dir: Path) -> None:
     with holdfast.Run(run_dir, **parts()) as run:
         committed = run.save(step=100, epoch=2, metrics={"loss": torch.tensor(0.25)})
         assert committed.path.endswith("step-00000100")
-        assert run.position == holdfast.Position(epoch=2, step=100, batch=0)
+        assert run.position == Position(epoch=2, step=100, batch=0)
     manifest = json.loads((run_dir / "step-00000100" / "manifest.json").read_text())
     assert manifest["metrics"] == {"loss": 0.25}
     assert {"holdfast", "torch", "python", "host"} <= manifest["environment"].keys()
@@ -248,7 +262,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_loudly(
     damage(run_dir / "step-00000010" / file)
     fresh = parts(seed=3)
     with caplog.at_level(logging.WARNING, "holdfast"), holdfast.Run(run_dir, **fresh) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert torch.equal(fresh["model"].weight, good)
     assert "step 10 is damaged and was set aside in quarantine/" in caplog.text
     assert json.loads((run_dir / "quarantine" / "step-00000010" / "reason.json").read_text())["reason"]
@@ -270,14 +284,14 @@ def test_a_step_folder_without_a_manifest_is_set_aside(run_dir: Path) -> None:
     train(run_dir, 1)
     (run_dir / "step-00000099").mkdir()
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
 
 
 def test_a_partial_is_never_loaded_and_cleaned_by_the_next_writer(run_dir: Path) -> None:
     train(run_dir, 1)
     shutil.copytree(run_dir / "step-00000005", run_dir / ".step-00000007.partial")
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert not (run_dir / ".step-00000007.partial").exists()
 
 
@@ -293,7 +307,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(run_dir: Path) -> No
 def test_a_new_object_is_named(run_dir: Path) -> None:
     train(run_dir, 1)
     extra = nn.Linear(4, 4)
-    with holdfast.Run(run_dir, **parts(), ema=extra) as run, pytest.raises(MissingPart, match="no part for `ema`"):
+    with (
+        holdfast.Run(run_dir, **parts(), ema=extra) as run,
+        pytest.raises(
+            MissingPart, match=r"no part for `ema`.* The run's checkpoints were saved without it: leave it out"
+        ),
+    ):
         run.resume()
 
 
@@ -385,7 +404,7 @@ def test_a_damaged_run_file_does_not_stop_a_resume(run_dir: Path, caplog: pytest
     run_id = scan(run_dir).readable[0].manifest.run
     (run_dir / "run.json").write_text("{")
     with holdfast.Run(run_dir, **parts()) as run:
-        assert run.resume() == holdfast.Position(epoch=1, step=5, batch=0)
+        assert run.resume() == Position(epoch=1, step=5, batch=0)
     assert "it is written anew" in caplog.text
     found = read_run_file(run_dir)
     assert found is not None

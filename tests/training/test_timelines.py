@@ -14,6 +14,7 @@ from torch import nn
 import holdfast
 from holdfast.errors import ArgumentError, CorruptFile, MismatchError, NotFound
 from holdfast.runs.catalog import scan
+from holdfast.training.resuming import Position
 
 ITEMS = [torch.ones(2), torch.zeros(2)]
 
@@ -45,7 +46,7 @@ def test_an_earlier_step_leaves_its_future_behind(reference: str, run_dir: Path)
     train(run_dir, 4)
     objects = parts(seed=5)
     with holdfast.Run(run_dir, best="loss:min", resume=reference.format(root=run_dir), **objects) as run:
-        assert run.resume() == holdfast.Position(epoch=2, step=4, batch=0)
+        assert run.resume() == Position(epoch=2, step=4, batch=0)
     assert steps(run_dir) == [2, 4]
     assert sorted(os.listdir(run_dir / "superseded")) == ["step-00000006", "step-00000008"]
     assert torch.equal(objects["model"].weight, holdfast.load(run_dir / "step-00000004")["model"]["weight"])
@@ -101,12 +102,12 @@ def test_a_new_run_begins_with_anothers_weights(run_dir: Path, tmp_path: Path) -
         root = run_dir.with_name(f"run{number}")
         with holdfast.Run(root, start_from=source, **objects) as run:
             assert run.resume() is None
-            assert run.position == holdfast.Position(epoch=0, step=0, batch=0)
+            assert run.position == Position(epoch=0, step=0, batch=0)
             assert torch.equal(objects["model"].weight, old["model"].weight)
             assert not objects["optimizer"].state
             run.save(step=1)
         with holdfast.Run(root, start_from=tmp_path / "gone.pth", **parts(seed=4)) as run:
-            assert run.resume() == holdfast.Position(epoch=0, step=1, batch=0)  # its own checkpoint wins from now on
+            assert run.resume() == Position(epoch=0, step=1, batch=0)  # its own checkpoint wins from now on
 
 
 def test_weights_that_do_not_fit_and_runs_without_a_model(run_dir: Path, tmp_path: Path) -> None:

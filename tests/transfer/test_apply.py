@@ -279,3 +279,19 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Adjacent(nn.Module):
+    """Its weight is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3).to_sparse())
+
+
+def test_a_sparse_parameter_takes_no_dense_values(tmp_path: Path) -> None:
+    holdfast.save({"weight": torch.ones(3, 3)}, tmp_path / "w.pt")
+    live = Adjacent()
+    with pytest.raises(MismatchError, match="is sparse in the program and dense in the file; convert one of them"):
+        holdfast.restore(tmp_path / "w.pt", model=live)
+    assert live.weight.to_dense().equal(torch.eye(3))

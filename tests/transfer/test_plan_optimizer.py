@@ -88,8 +88,9 @@ def test_parameters_that_one_side_lacks_are_named(file: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(
         MismatchError, match=r"`optimizer`: the file has no state for `2.weight`, `2.bias`; nothing was changed. Build"
-    ):
+    ) as caught:
         holdfast.restore(file, optimizer=optimizer, model=model, match=holdfast.Exact(), at={"model": "model"})
+    assert str(caught.value).endswith("over the same parameters, or allow it with match=holdfast.Warm()")
     assert optimizer.state == {}
 
 

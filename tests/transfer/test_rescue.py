@@ -14,6 +14,8 @@ from torch import nn
 import holdfast
 from holdfast.api import rescue_file
 from holdfast.errors import ArgumentError, CorruptFile, MismatchError, MissingPart, RefusedFile, UntrustedType
+from holdfast.formats.writing import write_document
+from holdfast.transfer.save import document_of
 from tests.transfer.gone import throwaway
 
 pytestmark = [
@@ -120,8 +122,9 @@ def test_packed_parameters_are_refused_by_name(tmp_path: Path) -> None:
         holdfast.build,
         lambda f: rescue_file(f, tmp_path / "out.pt"),
     ):
-        with pytest.raises(RefusedFile, match=message):
+        with pytest.raises(RefusedFile, match=message) as caught:
             call(tmp_path / "q.pt")
+        assert "holds what no state_dict can be made of without running its classes" in str(caught.value)
     assert not (tmp_path / "out.pt").exists()
 
 
@@ -252,15 +255,32 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
     with throwaway() as models:
         torch.save(nn.Sequential(nn.ReLU(), models.Block(2)), tmp_path / "own.pt")
         holdfast.save(nn.Sequential(models.Block(2)), tmp_path / "ours.pt")
-    with pytest.raises(ArgumentError, match=r"factory=Net .* it holds `1`: throwaway_models\.Block"):
+    with pytest.raises(ArgumentError, match=r"alone, and the file holds `1`: throwaway_models\.Block"):
         holdfast.build(tmp_path / "own.pt")
-    with pytest.raises(ArgumentError, match="the file says it is a "):
+    with pytest.raises(ArgumentError, match="the file says it is a ") as caught:
         holdfast.build(tmp_path / "ours.pt")
+    assert (
+        "build needs to be told which code it may use: factory=Net (the class or a function), or its name in trusted=. "
+        "Without one it makes models of torch.nn's own layers alone, and the file says"
+    ) in str(caught.value)
+    holdfast.save({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}, tmp_path / "pair.pt")
+    with pytest.raises(ArgumentError, match="alone, and 2 modules are recorded in it"):
+        holdfast.build(tmp_path / "pair.pt")
+    sparse = nn.Sequential(nn.Linear(2, 2))
+    sparse[0].weight = nn.Parameter(torch.eye(2).to_sparse())
+    torch.save(sparse, tmp_path / "sparse.pt")
+    with pytest.raises(ArgumentError, match=r"and `0.weight` is no plain tensor"):
+        holdfast.build(tmp_path / "sparse.pt")
+    document, _ = document_of(nn.Sequential(nn.Linear(2, 2)), row_major=False)
+    document.objects[""]["structure"]["children"][0][1]["layer"] = "OfTomorrow"
+    write_document(document, tmp_path / "new.pt", "pt")
+    with pytest.raises(ArgumentError, match="its record names layers that are not known here"):
+        holdfast.build(tmp_path / "new.pt")
     torch.save(nn.utils.weight_norm(nn.Linear(2, 2)), tmp_path / "hooks.pt")
     with pytest.raises(ArgumentError, match=r"Linear with hooks \(_forward_pre_hooks\)"):
         holdfast.build(tmp_path / "hooks.pt")
     torch.save([nn.Linear(2, 2), nn.Linear(2, 2)], tmp_path / "two.pt")
-    with pytest.raises(ArgumentError, match=r"holds 2 modules \(`0`, `1`\)"):
+    with pytest.raises(ArgumentError, match=r"holds 2 modules \(`0`, `1`\); construct them and use holdfast.restore"):
         holdfast.build(tmp_path / "two.pt")
 
 
@@ -283,7 +303,13 @@ def test_what_build_does_not_make(tmp_path: Path) -> None:
             MismatchError,
             r"is \(1, 1\) in the file, and \(0, 0\) in the Conv2d",
         ),
-        (nn.ReLU(), "forward", torch.sin, ArgumentError, r"it holds `0`: torch\.nn\.modules\.activation\.ReLU"),
+        (
+            nn.ReLU(),
+            "forward",
+            torch.sin,
+            ArgumentError,
+            r"and the file holds `0`: torch\.nn\.modules\.activation\.ReLU",
+        ),
     ],
     ids=range(5),
 )

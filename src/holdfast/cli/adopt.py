@@ -7,7 +7,7 @@ from typing import Literal
 import click
 
 from holdfast.cli.output import say, say_json
-from holdfast.cli.surgery import working
+from holdfast.cli.progress import progress
 
 
 @click.command("adopt", epilog="Example: holdfast adopt old_checkpoints runs/a --best val_loss:min --dry-run")
@@ -40,7 +40,7 @@ def command(
     """
     from holdfast.surgery import adopt
 
-    with working(f"adopting {old}", quiet=as_json):
+    with progress(f"adopting {old}", quiet=as_json):
         report = adopt(
             old,
             run,

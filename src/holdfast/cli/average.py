@@ -6,7 +6,8 @@ from typing import Literal
 
 import click
 
-from holdfast.cli.surgery import at_option, output_options, tell, working
+from holdfast.cli.progress import progress
+from holdfast.cli.surgery import at_option, output_options, tell
 from holdfast.errors import ArgumentError
 from holdfast.state.paths import printable
 
@@ -40,7 +41,7 @@ def command(
     from holdfast.surgery import average
 
     shares = None if weights is None else [_number(text) for text in weights.split(",")]
-    with working(f"averaging {len(files)} files", quiet=as_json):
+    with progress(f"averaging {len(files)} files", quiet=as_json):
         report = average(files, out, weights=shares, nonfinite=nonfinite, at=at, format=wanted)
     tell(report, as_json=as_json)
 

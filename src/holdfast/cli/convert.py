@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from holdfast.cli.output import say, say_json, size_text
+from holdfast.cli.progress import progress
 from holdfast.formats.convert import ConvertReport, convert_container
 from holdfast.formats.writing import FORMATS
 from holdfast.runs.opening import open_any
@@ -31,7 +32,7 @@ def command(a: str, b: str, wanted: str | None, drop: tuple[str, ...], as_json: 
     What the format of B can't hold is listed and refused; --drop leaves it out. B is replaced only when every value
     and every bit of every tensor is the same.
     """
-    with open_any(a) as container:
+    with progress(b, quiet=as_json), open_any(a) as container:
         report = convert_container(container, b, format=wanted, drop=drop)
     if as_json:
         say_json(msgspec.to_builtins(report))

@@ -8,11 +8,11 @@ from typing import Any
 import click
 import msgspec
 
-from holdfast.cli.ls import total_text
 from holdfast.cli.output import coloured, say, say_json, say_table
 from holdfast.errors import FormatError, NotFound
 from holdfast.runs.catalog import Catalog, Choice, Listed, choose_resume, read_reason
 from holdfast.runs.checkpoint import open_checkpoint
+from holdfast.runs.listing import total_text
 from holdfast.runs.retention import keep_text
 from holdfast.runs.standing import LEFT, Standing, scan_run, standing
 from holdfast.state.paths import printable

@@ -9,6 +9,7 @@ import click
 from holdfast.cli.factory import load_factory
 from holdfast.cli.inputs import random_inputs
 from holdfast.cli.output import say, say_json
+from holdfast.cli.progress import progress
 from holdfast.errors import ArgumentError, MismatchError
 from holdfast.state.paths import printable
 
@@ -46,17 +47,18 @@ def command(f: str, out: str, factory: str | None, inputs: tuple[str, ...], as_j
     from holdfast.api import export
 
     try:
-        report: Any = export(
-            f,
-            out,
-            example=random_inputs(inputs),
-            format=options["wanted"],
-            dynamic=dynamic or None,
-            input_names=options["input_names"] or None,
-            output_names=options["output_names"] or None,
-            factory=load_factory(factory) if factory else None,
-            tolerance=options["tolerance"],
-        )
+        with progress(f"exporting {f}", quiet=as_json):
+            report: Any = export(
+                f,
+                out,
+                example=random_inputs(inputs),
+                format=options["wanted"],
+                dynamic=dynamic or None,
+                input_names=options["input_names"] or None,
+                output_names=options["output_names"] or None,
+                factory=load_factory(factory) if factory else None,
+                tolerance=options["tolerance"],
+            )
     except MismatchError as error:
         differing: Any = error.report
         if differing is None or not as_json:

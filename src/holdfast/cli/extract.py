@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from holdfast.cli.surgery import output_options, tell, working
+from holdfast.cli.progress import progress
+from holdfast.cli.surgery import output_options, tell
 
 
 @click.command("extract", epilog="Example: holdfast extract last.ckpt model.encoder -o encoder.safetensors")
@@ -19,6 +20,6 @@ def command(f: str, part: str, out: str, wanted: str | None, as_json: bool) -> N
     """
     from holdfast.surgery import extract
 
-    with working(f"writing {out}", quiet=as_json):
+    with progress(f"writing {out}", quiet=as_json):
         report = extract(f, out, part, format=wanted)
     tell(report, as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from holdfast.cli.output import say, say_json
+from holdfast.cli.progress import progress
 from holdfast.runs.fetching import fetch
 from holdfast.state.paths import printable
 
@@ -19,7 +20,8 @@ def command(ref: str, folder: str, as_json: bool) -> None:
     It is verified before it takes its place. A copy that is there already, and the same in the store, is verified and
     not fetched again. A path of this machine is printed as it is.
     """
-    path = fetch(ref, folder)
+    with progress(ref, quiet=as_json):
+        path = fetch(ref, folder)
     if as_json:
         say_json({"path": path, "from": ref})
     else:

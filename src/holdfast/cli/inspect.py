@@ -12,13 +12,26 @@ from holdfast.formats.base import Container, Document, StoredTensor
 from holdfast.formats.tensors import needed_bytes
 from holdfast.runs.opening import open_any
 from holdfast.spec import Path
-from holdfast.state.flatten import leaves, seen_parts
+from holdfast.state.flatten import leaves, needed_classes
 from holdfast.state.modules import ROOT, find_modules, with_states
 from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.quantization import quantization_line
 from holdfast.state.tree_view import Leaf, tree_lines, value_lines
-from holdfast.state.values import Tree, needed_class
+from holdfast.state.values import Tree
 
+WHAT = {
+    "dcp": "a folder of torch.distributed.checkpoint",
+    "npz": "arrays of numpy",
+    "run-checkpoint": "a checkpoint of a run",
+    "safetensors": "a file of tensors and nothing that could run",
+    "sharded": "a model in several files, with their index",
+    "torch-export": "a program of torch.export with its weights",
+    "torch-legacy": "what torch.save wrote before torch 1.6",
+    "torch-tar": "what torch.save wrote in 2016",
+    "torch-zip": "what torch.save writes since torch 1.6",
+    "torchscript": "a TorchScript program with its weights",
+}
+"""Each format in words."""
 _VALUES = 40
 _LONG = 200
 _Tensors = list[tuple[Path, StoredTensor]]
@@ -54,7 +67,8 @@ def _as_json(
     return {
         "file": container.file,
         "format": container.format,
-        "opaque": _opaque(document.tree),
+        "what": WHAT[container.format],
+        "opaque": needed_classes(document.tree),
         "bytes": _stored(tensors),
         "tensors": [
             {
@@ -85,12 +99,14 @@ def _quantized(document: Document) -> dict[str, str]:
 
 def _print_head(container: Container, document: Document, tensors: _Tensors) -> None:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in _counted([tensor.spec.dtype for _, tensor in tensors]))
-    say(f"{printable(container.file)}: {container.format}, {len(tensors)} tensors, {size_text(_stored(tensors))}")
+    count = f"{len(tensors):,} tensor{'' if len(tensors) == 1 else 's'}"
+    say(f"{printable(container.file)}: {container.format}, {count}, {size_text(_stored(tensors))}")
+    say(f"  {WHAT[container.format]}{_writer(document)}")
     if dtypes:
         say(f"  dtypes: {dtypes}")
     if container.format == "run-checkpoint":
         _print_position(container)
-    opaque = _opaque(document.tree)
+    opaque = needed_classes(document.tree)
     if opaque:
         names = ", ".join(printable(name[:100]) for name in opaque[:10]) + (" ..." if len(opaque) > 10 else "")
         say(coloured(f"  holds objects of classes that only a pickle would rebuild: {names}", "yellow"))
@@ -103,6 +119,11 @@ def _print_head(container: Container, document: Document, tensors: _Tensors) -> 
         say(f"  quantized: {text}" if name == ROOT else f"  quantized, {printable(name[:60])}: {text}")
     for name, text in document.metadata.items():
         say(f"  {printable(name[:60])}: {printable(text[:200])}")
+
+
+def _writer(document: Document) -> str:
+    """Who wrote it, where that shows."""
+    return "; holdfast wrote it, with a record of its objects" if document.objects else ""
 
 
 def _print_program(container: Container) -> None:
@@ -216,16 +237,3 @@ def _print_values(values: list[tuple[str, str]], *, everything: bool) -> None:
     say_table(["values", ""], [[printable(path), printable(text)] for path, text in shown])
     if len(shown) < len(values):
         say(f"... {len(values) - len(shown)} more: --state")
-
-
-def _opaque(tree: Tree) -> list[str]:
-    """Names of the classes in a tree that are not rebuilt from a file."""
-    found: set[str] = set()
-    stack: list[Tree] = [tree]
-    while stack:
-        node = stack.pop()
-        name = needed_class(node)
-        if name is not None:
-            found.add(name)
-        stack.extend(item for _, item in seen_parts((), node))
-    return sorted(found)

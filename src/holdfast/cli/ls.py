@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
-from holdfast.cli.output import age_text, coloured, say, say_json, say_table, size_text
+from holdfast.cli.output import coloured, say, say_json, say_table, writes_blocks
 from holdfast.runs.catalog import Listed, read_reason
+from holdfast.runs.listing import METRICS, kept, listing, total_text, trend_text
 from holdfast.runs.manifest import metrics_to_json
 from holdfast.runs.standing import Standing, scan_run, standing
 from holdfast.state.paths import printable
-
-_METRICS = 6
 
 
 @click.command("ls", epilog="Example: holdfast ls runs/a")
@@ -56,29 +55,23 @@ def _row_json(run: Standing, listed: Listed) -> dict[str, Any]:
         "metrics": metrics_to_json(manifest.metrics) if manifest else {},
         "best": [str(rule) for rule in run.best_by(listed.step)],
         "pins": list(run.pins_of(listed.step)),
-        "kept": list(_kept(run, listed)),
+        "kept": list(kept(run, listed)),
     }
-
-
-def _kept(run: Standing, listed: Listed) -> tuple[str, ...]:
-    """Why retention keeps a checkpoint; empty without rules, or when it does not."""
-    decision = run.decisions.get(listed.step)
-    return decision.reasons if decision is not None and decision.keep else ()
 
 
 def _print(run: Standing, now: datetime.datetime) -> None:
     catalog = run.catalog
-    names = sorted({name for one in catalog.readable if one.manifest for name in one.manifest.metrics})
-    shown = names[:_METRICS]
-    header = ["step", "epoch", "age", "size", *(printable(name[:30]) for name in shown), "", "kept by"]
     if catalog.checkpoints:
-        right = (0, *range(2, 4 + len(shown)))
-        say_table(header, [_cells(run, listed, shown, now) for listed in catalog.checkpoints], right=right)
+        table = listing(run, now)
+        say_table(table.header, table.rows, right=(0, *range(2, len(table.header) - 2)))
         say(total_text(run))
+        trend = trend_text(run, blocks=writes_blocks())
+        if trend is not None:
+            say(trend)
+        if len(table.metrics) > METRICS:
+            say(f"{len(table.metrics) - METRICS} more metrics: holdfast show REF, or --json")
     else:
         say(f"{printable(catalog.root)}: no checkpoint yet")
-    if len(names) > len(shown):
-        say(f"{len(names) - len(shown)} more metrics: holdfast show REF, or --json")
     for listed in catalog.checkpoints:
         if listed.problem is not None:
             say(coloured(f"damaged: step {listed.step}: {listed.problem}", "red"))
@@ -90,32 +83,3 @@ def _print(run: Standing, now: datetime.datetime) -> None:
         say(f"superseded: {', '.join(printable(name) for name in catalog.superseded)}")
     for note in run.notes:
         say(coloured(note, "yellow"))
-
-
-def total_text(run: Standing) -> str:
-    """``3 checkpoints, 1.5 GB of 50 GB``, the budget where the run's rules have one."""
-    count = len(run.catalog.checkpoints)
-    budget = "" if run.rules.budget is None else f" of {size_text(run.rules.budget)}"
-    return f"{count} checkpoint{'' if count == 1 else 's'}, {size_text(run.catalog.size)}{budget}"
-
-
-def _cells(run: Standing, listed: Listed, metrics: list[str], now: datetime.datetime) -> list[str]:
-    manifest = listed.manifest
-    marks = ["damaged"] if manifest is None else []
-    marks += [f"best by {printable(str(rule))}" for rule in run.best_by(listed.step)]
-    status = "; ".join([*marks, *(f"pin {name}" for name in run.pins_of(listed.step))])
-    if manifest is None:
-        return [str(listed.step), "", "", "", *("" for _ in metrics), status, ""]
-    epoch = "" if manifest.epoch is None else str(manifest.epoch)
-    if epoch and manifest.batch:
-        epoch += f".{manifest.batch}"
-    values = [manifest.metrics.get(name) for name in metrics]
-    return [
-        str(manifest.step),
-        epoch,
-        age_text((now - manifest.time).total_seconds()),
-        size_text(listed.size),
-        *("" if value is None else f"{value:.6g}" for value in values),
-        status,
-        "; ".join(_kept(run, listed)),
-    ]

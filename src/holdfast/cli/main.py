@@ -12,15 +12,19 @@ from typing import NoReturn
 
 import click
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, MissingExtra
+from holdfast.state.paths import printable
 
 USAGE = 3
 INTERRUPTED = 130
+_TORCH = ("torch", "numpy")
+"""What the extra of that name brings; the light verbs work without."""
 VERBS = {
     "adopt": "a run that resumes, out of a folder of old checkpoints",
     "average": "the average of several checkpoints' weights",
     "check": "whether a file fits a model, changing nothing",
     "convert": "one file as another, proved equal",
+    "diff": "what two files, checkpoints or runs do not have in common",
     "doctor": "versions, and what this machine and disk can do",
     "explain": "which checkpoint a run resumes from, and why each is kept",
     "export": "a model for another runtime, compared with itself",
@@ -39,9 +43,11 @@ VERBS = {
     "rescue": "the weights out of a whole pickled module",
     "scan": "what a pickle would import and call",
     "show": "the manifest of a checkpoint",
+    "stats": "what the values of each tensor are, and which have NaN",
     "strip": "the weights of a checkpoint alone",
     "unpin": "take the name off again",
     "verify": "compare every byte with its digest",
+    "view": "a run, a file or a difference as one page for a browser",
 }
 """The verbs in the order of the help; each lives in a file of its name, loaded when it is called."""
 
@@ -64,8 +70,13 @@ class Verbs(click.Group):
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"holdfast: {message}", err=True)
+    click.echo(f"holdfast: {printable(message)}", err=True)  # names of files that hold escapes are arguments too
     return code
+
+
+def _needs_torch(arguments: Sequence[str]) -> str:
+    verb = next((one for one in arguments if one in VERBS), "this")
+    return f'{verb} needs torch, which is not installed: pip install "holdfast[torch]"'
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -97,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "holdfast"
         code = _fail(f"{error.format_message()} (see {verb} --help)", USAGE)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _TORCH:
+            raise
+        code = _fail(_needs_torch(sys.argv[1:] if arguments is None else arguments), MissingExtra.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", INTERRUPTED)
     except SystemExit:  # how click leaves when the reader, such as head, has seen enough

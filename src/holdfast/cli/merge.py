@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import click
 
-from holdfast.cli.surgery import output_options, tell, working
+from holdfast.cli.progress import progress
+from holdfast.cli.surgery import output_options, tell
 from holdfast.errors import ArgumentError
 from holdfast.state.paths import printable
 
@@ -23,7 +24,7 @@ def command(files: tuple[str, ...], out: str, wanted: str | None, as_json: bool)
     """
     from holdfast.surgery import merge
 
-    with working(f"writing {out}", quiet=as_json):
+    with progress(f"writing {out}", quiet=as_json):
         report = merge(_sources(files), out, format=wanted)
     tell(report, as_json=as_json)
 

@@ -1,8 +1,9 @@
-"""What every verb prints with: tables, JSON, sizes, ages, colour. Text from files is escaped before it comes here."""
+"""What every verb prints with: tables, JSON, sizes, colour. Text from files is escaped before it comes here."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,13 +36,10 @@ def _finite(value: Any) -> Any:
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """Prints columns as wide as their widest cell; those in ``right`` are aligned to the right."""
-    widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
-    for row in (header, *rows):
-        cells = [
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        say("  ".join(cells).rstrip())
+    from holdfast.state.table import columns  # many verbs print none
+
+    for line in columns(header, rows, right):
+        say(line)
 
 
 def coloured(text: str, colour: str) -> str:
@@ -49,11 +47,10 @@ def coloured(text: str, colour: str) -> str:
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
 
 
-def age_text(seconds: float) -> str:
-    """``5 min``: how long ago, in the largest unit that fits; ``in the future`` for a clock that was wrong."""
-    if seconds < -60:
-        return "in the future"
-    for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {name} ago"
-    return f"{max(int(seconds), 0)} s ago"
+def writes_blocks() -> bool:
+    """Whether what reads stdout can be given the eight block characters."""
+    try:
+        "▁█".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import click
 
 from holdfast.cli.output import coloured, say, say_json, say_table, size_text
+from holdfast.cli.progress import progress
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.runs.catalog import Catalog
+from holdfast.runs.history import remember
 from holdfast.runs.lock import lock_run
 from holdfast.runs.moves import prune, sweep_run
 from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
-from holdfast.runs.run_file import read_pins
+from holdfast.runs.run_file import read_pins, read_run_file
 from holdfast.runs.standing import Rules, read_rules, scan_run
 from holdfast.runs.verify import verify
 from holdfast.state.paths import printable
+from holdfast.storage.meter import Meter
 
 
 @click.command("prune", epilog='Example: holdfast prune runs/a --keep "last:2 best:1" --dry-run')
@@ -37,7 +40,11 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
         with lock_run(folder):
             plan = _plan(folder, keep)
             if not all(one.keep for one in plan.decisions):
-                _check_newest(plan.catalog)
+                with progress(folder, quiet=as_json) as meter:
+                    _check_newest(plan.catalog, meter)
+            run = read_run_file(folder)
+            if run is not None:
+                remember(folder, run, plan.catalog, plan.decisions)
             prune(plan.catalog, plan.decisions)
             sweep_run(folder)  # what killed writers left: this process holds the lock
     if as_json:
@@ -75,10 +82,10 @@ def _plan(folder: str, keep: str | None) -> _Plan:
     return _Plan(catalog, rules, plan_prune(catalog.checkpoints, rules.keep, now, pins=read_pins(folder)))
 
 
-def _check_newest(catalog: Catalog) -> None:
+def _check_newest(catalog: Catalog, meter: Meter) -> None:
     """The one that always stays must be worth keeping: an older one may be the last good one."""
     newest = catalog.readable[-1]
-    report = verify(newest.path)
+    report = verify(newest.path, progress=meter.turn_to)
     if report.findings:
         first = report.findings[0]
         raise CorruptFile(

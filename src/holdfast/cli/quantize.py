@@ -10,7 +10,7 @@ import click
 from holdfast.cli.factory import load_factory
 from holdfast.cli.inputs import random_inputs
 from holdfast.cli.output import say, say_json, size_text
-from holdfast.cli.surgery import working
+from holdfast.cli.progress import progress
 from holdfast.errors import ArgumentError
 from holdfast.state.paths import printable
 
@@ -56,7 +56,7 @@ def command(
     from holdfast.api import quantize, quantize_report, save
 
     shown = None if calibration is None else _calls(calibration)
-    with working(f"quantizing {f}", quiet=as_json):
+    with progress(f"quantizing {f}", quiet=as_json):
         made = quantize(
             f,
             recipe,

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from holdfast.cli.surgery import at_option, output_options, tell, working
+from holdfast.cli.progress import progress
+from holdfast.cli.surgery import at_option, output_options, tell
 
 
 @click.command("rename", epilog='Example: holdfast rename old.pt new.pt --rename "^backbone\\." "encoder."')
@@ -33,6 +34,6 @@ def command(a: str, b: str, wanted: str | None, as_json: bool, **rules: Any) -> 
     from holdfast.surgery import rename
 
     rules["rename"] = dict(rules["rename"])
-    with working(f"writing {b}", quiet=as_json):
+    with progress(f"writing {b}", quiet=as_json):
         report = rename(a, b, format=wanted, **rules)
     tell(report, as_json=as_json)

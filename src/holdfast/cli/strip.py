@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from holdfast.cli.surgery import at_option, output_options, tell, working
+from holdfast.cli.progress import progress
+from holdfast.cli.surgery import at_option, output_options, tell
 
 
 @click.command("strip", epilog="Example: holdfast strip runs/a@best net.safetensors")
@@ -16,6 +17,6 @@ def command(a: str, b: str, at: str | None, wanted: str | None, as_json: bool) -
     """Write the model's weights of A (a file, checkpoint or reference) alone as B, and say what was left out."""
     from holdfast.surgery import strip
 
-    with working(f"writing {b}", quiet=as_json):
+    with progress(f"writing {b}", quiet=as_json):
         report = strip(a, b, at=at, format=wanted)
     tell(report, as_json=as_json)

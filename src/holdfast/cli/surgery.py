@@ -1,17 +1,14 @@
-"""What the verbs that make one file out of others have in common: options, a sign of life, the report."""
+"""What the verbs that make one file out of others have in common: options, the report."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from holdfast.cli.output import say, say_json
 from holdfast.formats.writing import FORMATS
-from holdfast.state.paths import printable
 
 if TYPE_CHECKING:
     from holdfast.surgery.report import Rewritten
@@ -35,19 +32,6 @@ def output_options(command: Command) -> Command:
         type=click.Choice(list(FORMATS)),
         help="What to write; by default by the suffix, pt for any that is unknown.",
     )(command)
-
-
-@contextlib.contextmanager
-def working(what: str, *, quiet: bool) -> Iterator[None]:
-    """A sign of life on a terminal while files are read and written; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(printable(what))):
-        yield
 
 
 def tell(report: Rewritten, *, as_json: bool) -> None:

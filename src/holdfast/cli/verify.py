@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from holdfast.cli.output import coloured, say, say_json, size_text
+from holdfast.cli.progress import progress
 from holdfast.errors import ArgumentError
 from holdfast.runs.catalog import is_run
 from holdfast.runs.layout import MANIFEST, parse_step
@@ -42,8 +41,8 @@ def command(f: str, strict: bool, set_aside: bool, as_json: bool) -> int:
     if set_aside and not whole_run:
         raise ArgumentError(f"`{printable(f)}`: is no run's folder: only steps of a run can be set aside", file=f)
     with lock_run(f) if set_aside else contextlib.nullcontext():
-        with _progress(quiet=as_json) as progress:
-            report = verify(f, progress=progress)
+        with progress(f, quiet=as_json) as meter:
+            report = verify(f, progress=meter.turn_to)
         damaged = [one for one in report.items if whole_run and one.status == "CORRUPT"]
         moved = [quarantine(f, _step(one), _reason(one)) for one in damaged] if set_aside else []
     if as_json:
@@ -51,19 +50,6 @@ def command(f: str, strict: bool, set_aside: bool, as_json: bool) -> int:
     else:
         _print_report(report, damaged, moved)
     return NOT_VERIFIABLE_STRICT if strict and report.status == "NOT VERIFIABLE" else _CODES[report.status]
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
-    """A line on a terminal that says what is being read; nothing elsewhere, where the results come line by line."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("") as status:
-        yield lambda name: status.update(Text(f"reading {printable(name)}"))
 
 
 def _step(item: Verified) -> int:

@@ -18,6 +18,7 @@ from holdfast.formats.packing import Packed, Reference, pack
 from holdfast.runs.sharded import Wanted
 from holdfast.spec import Path, TensorSpec
 from holdfast.state.flatten import leaves, map_leaves
+from holdfast.state.paths import dotted, printable
 from holdfast.state.values import Tree, Typed
 
 SHARDED = "sharded"
@@ -81,7 +82,10 @@ def local_state(tree: Tree, *, shared: Collection[Path] = (), prefix: str = "") 
         else:
             shape, offsets = box
             if not _is_alone(reference, packed[name], leaf):
-                raise UnsupportedValue(f"`{name}`: a part of a tensor in memory that others share", path=name)
+                raise UnsupportedValue(
+                    f"`{printable(dotted(path))}`: a part of a tensor in memory that others share; clone() it",
+                    path=dotted(path),
+                )
             wanted[id(leaf)] = Wanted(prefix + name, TensorSpec(leaf.spec.dtype, shape))
             entry = packed[name]
             segment = Segment(entry.source, entry.start, entry.length, name)

@@ -69,9 +69,6 @@ def _trace(module: nn.Module, example: Example) -> Any:
     trace: Any = torch.jit.trace
     args, kwargs = example.arguments()
     if kwargs:  # by keyword, all of them
-        names = [name for name in example.parameters if not name.startswith("*")]
-        if len(names) < len(args):
-            raise TypeError("torch.jit.trace takes no *args together with keyword arguments")
-        given = {**dict(zip(names, args, strict=True)), **kwargs}
+        given = {**dict(zip(example.parameters, args, strict=True)), **kwargs}
         return trace(module, example_kwarg_inputs=given, strict=False, check_trace=False)
     return trace(module, args, strict=False, check_trace=False)

@@ -15,7 +15,7 @@ from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.detect import open_container
-from holdfast.formats.index import ShardedContainer
+from holdfast.formats.index import users_metadata
 from holdfast.formats.lost import Lost, listed
 from holdfast.formats.npz_names import arrays_of
 from holdfast.formats.packing import clusters
@@ -119,9 +119,7 @@ def _without(container: Container, drop: Sequence[str]) -> tuple[Document, list[
     container.check(document)
     tree, names = dropped(document.tree, drop)
     metadata = {}
-    for key, text in document.metadata.items():
-        if (container.format, key) == (ShardedContainer.format, "total_size"):
-            continue  # the index's own count, true of its shards alone
+    for key, text in users_metadata(container, document).items():
         label = f"metadata.{key}"
         if any(matches((label,), glob) for glob in drop):
             names.append(label)

@@ -121,7 +121,9 @@ class _Reader:
         fields = self._fields(tree, "_StorageInfo")
         file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
         if type(file) is not str or type(offset) is not int or type(length) is not int or min(offset, length) < 0:
-            self._lie(f"the place of {name!r:.200} is {file!r:.100}, {offset!r:.30}, {length!r:.30}")
+            self._lie(
+                f"the place of {name!r:.200} is none: file {file!r:.100}, offset {offset!r:.30}, length {length!r:.30}"
+            )
         transforms = fields.get("transform_descriptors")
         return Place(file, offset, length, f"{transforms!r:.100}" if transforms else "")
 
@@ -136,7 +138,7 @@ class _Reader:
     def _sizes(self, tree: Tree, what: str) -> tuple[int, ...]:
         numbers = tree.payload if type(tree) is Typed and tree.kind in ("torch.Size", "tuple") else None
         if type(numbers) is not list or not all(type(number) is int and number >= 0 for number in numbers):
-            self._lie(f"{what} that is {numbers!r:.100}")
+            self._lie(f"{what} is {numbers!r:.100}, no tuple of integers of at least 0")
         return tuple(numbers)
 
     def _fields(self, tree: Tree, name: str) -> dict[str, Any]:

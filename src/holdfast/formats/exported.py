@@ -110,7 +110,7 @@ class Exported(Container):
         try:
             config = msgspec.json.decode(data, type=_Config)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as reason:
-            raise self._lie(f"{printable(name)} is damaged: {printable(str(reason))}") from None
+            raise self._lie(f"{printable(name)} does not list tensors: {printable(str(reason))}") from None
         for key, entry in config.config.items():
             record = f"data/{part}/{entry.path_name}"
             if entry.path_name.startswith(_OBJECTS):

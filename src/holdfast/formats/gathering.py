@@ -28,7 +28,7 @@ class Gathered(FilledSource):
 
     Args:
         source: the tensor's bytes, from its first element to its last.
-        spec: dtype, shape and stride; no two elements may overlap.
+        spec: dtype, shape and stride; elements that lie in one place are handed out for each of their places.
     """
 
     def __init__(self, source: ByteSource, spec: TensorSpec) -> None:
@@ -85,7 +85,7 @@ class Gathered(FilledSource):
         reach = 1
         while others and (others[0][1] - reach) * self._item <= _GAP:
             size, step, to = others[0]
-            fits = (_READ // self._item - reach) // step + 1
+            fits = (_READ // self._item - reach) // step + 1 if step else size
             if fits < size:
                 break
             close.append(others.pop(0))
@@ -128,9 +128,12 @@ def axes_of(spec: TensorSpec) -> tuple[int, list[Axis]]:
 
 
 def scatter(have: memoryview, want: memoryview, axes: Sequence[Axis]) -> None:
-    """Copies a box of items: the longest axis by strided slices, which run in C; Python loops over the others."""
+    """Copies a box of items: the longest axis by strided slices, which run in C; Python loops over the others.
+
+    An axis without a step, whose items are all the same one, can't be a slice.
+    """
     others = list(axes)
-    longest = max(range(len(others)), key=lambda index: others[index][0])
+    longest = max(range(len(others)), key=lambda index: others[index][0] if others[index][1] else 0)
     size, step_from, step_to = others.pop(longest)
     reach_from, reach_to = (size - 1) * step_from + 1, (size - 1) * step_to + 1
     for begin, start in zip(starts(others, 1), starts(others, 2), strict=True):
@@ -150,4 +153,6 @@ def merged(axes: Iterable[Axis]) -> list[Axis]:
 
 def starts(axes: Sequence[Axis], side: int) -> Iterable[int]:
     """Where each copy begins on one side."""
-    return map(sum, itertools.product(*(range(0, axis[0] * axis[side], axis[side]) for axis in axes)))
+    steps = ((axis[0], axis[side]) for axis in axes)
+    places = (range(0, size * step, step) if step else itertools.repeat(0, size) for size, step in steps)
+    return map(sum, itertools.product(*places))

@@ -216,3 +216,9 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
             "its folder; put the file itself there",
             file=path,
         )
+
+
+def users_metadata(container: Container, document: Document) -> dict[str, str]:
+    """The user's own strings, without an index's own count, which is true of its shards alone."""
+    own = {"total_size"} if isinstance(container, ShardedContainer) else set()
+    return {key: text for key, text in document.metadata.items() if key not in own}

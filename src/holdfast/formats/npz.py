@@ -186,7 +186,7 @@ class Npz(Container):
             at = match.end()
         sizes = fields.get("shape", "").split(",")
         if sorted(fields) != ["descr", "fortran_order", "shape"] or at != end:
-            raise self._lie(record, f"its header is {text[:100]!r}")
+            raise self._lie(record, f"its header is {text[:100]!r}, which numpy does not write")
         return self._checked(record, fields, sizes, head)
 
     def _checked(self, record: str, fields: Mapping[str, str], sizes: Sequence[str], head: bytes) -> _Header:

@@ -11,15 +11,16 @@ from holdfast.formats.base import Document, StoredTensor
 from holdfast.formats.lost import Lost
 from holdfast.formats.npz_names import arrays_of
 from holdfast.formats.packing import can_gather, clusters, tensor_bytes
+from holdfast.formats.sameness import same_bytes
 from holdfast.spec import CHUNK, Path
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Opaque, Tree, Typed
+from holdfast.storage import meter
 from holdfast.storage.source import ByteSource
 from holdfast.storage.workers import run_jobs
 
 _PIECE = 4 * CHUNK
-_BLOCK = 1 << 20
 
 
 class _Pair(msgspec.Struct, eq=False):
@@ -90,9 +91,11 @@ class _Comparison:
 
         def do(job: tuple[_Pair, int]) -> None:
             pair, start = job
-            if pair.name not in unequal and not _equal(pair, start):
+            end = min(start + _PIECE, pair.want.size)
+            if pair.name not in unequal and not same_bytes(pair.have, pair.want, start, end):
                 unequal.add(pair.name)
 
+        meter.begin("reading again", sum(pair.have.size for pair in self._pairs.values()))
         jobs = [(pair, start) for pair in self._pairs.values() for start in range(0, pair.have.size, _PIECE)]
         run_jobs(jobs, do)
         return self.lost + [Lost(name, "its bytes differ") for name in sorted(unequal)]
@@ -159,17 +162,6 @@ def _same_atom(want: Tree, have: Tree) -> bool:
     if type(want) is complex:
         return struct.pack("<2d", want.real, want.imag) == struct.pack("<2d", have.real, have.imag)
     return bool(want == have)
-
-
-def _equal(pair: _Pair, start: int) -> bool:
-    end = min(start + _PIECE, pair.want.size)
-    for at in range(start, end, _BLOCK):
-        have, want = bytearray(min(_BLOCK, end - at)), bytearray(min(_BLOCK, end - at))
-        pair.have.read_into(at, memoryview(have))
-        pair.want.read_into(at, memoryview(want))
-        if have != want:
-            return False
-    return True
 
 
 def _brief(value: Tree) -> str:

@@ -221,8 +221,8 @@ def _find_members(source: ByteSource, file: str) -> dict[str, SubSource]:
     found: dict[str, SubSource] = {}
     at = 0
     for _ in range(_HEADER_LIMIT):
-        header = source.read(at, min(_BLOCK, source.size - at))
-        if not any(header):  # two empty blocks, or just the end
+        header = source.read(at, min(_BLOCK, source.size - at)) if at < source.size else b""
+        if at <= source.size and not any(header):  # two empty blocks, or just the end
             break
         if len(header) < _BLOCK or not _is_header(header):
             raise CorruptFile(f"`{shown(file)}`: at byte {at:,}: no tar header: corrupt", file=file, offset=at)

@@ -41,7 +41,7 @@ def kind(script: Script, node: ast.expr | None, depth: int = DEPTH) -> Kind | No
     """What ``node`` stands for, or None where the script does not tell."""
     if isinstance(node, ast.Call):
         return _made(script, node, depth)
-    if not isinstance(node, ast.Name | ast.Attribute) or not depth:
+    if not isinstance(node, ast.Name | ast.Attribute) or depth <= 0:
         return None
     name = script.scope[node], script.key(node)
     if depth == DEPTH and name in script.kinds:

@@ -8,52 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from holdfast.errors import MismatchError
 from holdfast.policy.policies import Policy, Warm
-
-_LEADING = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module"})
-_ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_flat_param"})
-"""Segments that DataParallel, DistributedDataParallel, FullyShardedDataParallel, activation checkpointing and
-torch.compile put into names."""
-
-
-def without_wrappers(name: str) -> str:
-    """``module._orig_mod.submodule.fc`` as ``submodule.fc``: whole segments only, so ``submodule`` stays."""
-    segments = name.split(".")
-    start = 0
-    while start < len(segments) - 1 and segments[start] in _LEADING:
-        start += 1
-    return ".".join(segment for segment in segments[start:] if segment not in _ANYWHERE)
-
-
-def _without_inner_wrappers(name: str) -> str:
-    """As ``without_wrappers``, and without ``module`` between other segments: a DataParallel inside the model."""
-    segments = without_wrappers(name).split(".")
-    return ".".join(segment for segment in segments[:-1] if segment != "module") + "." + segments[-1]
-
-
-def align(stored: Iterable[str], live: Iterable[str]) -> dict[str, str]:
-    """Stored name -> live name: equal names first, then names that are equal without wrapper segments.
-
-    A live module that itself has a child called ``module`` keeps it: equal names always win, and a name without
-    wrappers is used only when it is unique on both sides.
-    """
-    stored, live = list(stored), list(live)
-    there = set(live)
-    found = {name: name for name in stored if name in there}
-    for core in (without_wrappers, _without_inner_wrappers):
-        taken = set(found.values())
-        by_core: dict[str, list[str]] = {}
-        for name in live:
-            if name not in taken:
-                by_core.setdefault(core(name), []).append(name)
-        rest: dict[str, list[str]] = {}
-        for name in stored:
-            if name not in found:
-                rest.setdefault(core(name), []).append(name)
-        for key, names in rest.items():
-            targets = by_core.get(key, [])
-            if len(names) == 1 and len(targets) == 1:
-                found[names[0]] = targets[0]
-    return found
+from holdfast.state.wrappers import align as align
+from holdfast.state.wrappers import without_wrappers as without_wrappers
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from holdfast.state.paths import printable
+from holdfast.state.table import html_page
 from holdfast.state.tree_view import Leaf, tree_lines
+from holdfast.state.wrappers import rename_lines
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -71,63 +73,57 @@ class LoadReport(msgspec.Struct):
         return result
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors and states ({self.coverage:.1%} of the elements asked for)"]
-        lines += _tree("missing from the file", [Leaf(name, "") for name in self.missing])
-        lines += _tree("unexpected in the file", [Leaf(name, "") for name in self.unexpected])
-        lines += _tree("mismatched", [_leaf(item) for item in self.mismatched])
-        lines += _section("renamed", _renames(self.renamed), len(self.renamed))
-        lines += _tree("resized, the common part is loaded", [_leaf(item) for item in self.resized])
-        lines += _tree("cast", [_leaf(item) for item in self.cast])
-        lines += _tree("tied to a loaded name", [Leaf(name, "") for name in self.tied])
-        lines += _section("in the file, not asked for", self.unused)
-        lines += _section("values", [f"{name} = {_short(value)}" for name, value in self.values.items()])
-        lines += _section("notes", self.notes)
-        lines += _section("try", self.suggestions)
+        lines = [self._summary()]
+        for title, rows in self._sections():
+            lines += [f"{title}:", *(f"  {row}" for row in rows)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_page(self._summary(), [], [((title,), [[row] for row in rows]) for title, rows in self._sections()])
+
+    def _summary(self) -> str:
+        return f"loaded {len(self.loaded)} tensors and states ({self.coverage:.1%} of the elements asked for)"
+
+    def _sections(self) -> list[tuple[str, list[str]]]:
+        """Titles with their lines, those that are not empty."""
+        renamed = rename_lines((stored, live) for live, stored in self.renamed.items())
+        found = [
+            _tree("missing from the file", [Leaf(name, "") for name in self.missing]),
+            _tree("unexpected in the file", [Leaf(name, "") for name in self.unexpected]),
+            _tree("mismatched", [_leaf(item) for item in self.mismatched]),
+            _section("renamed", renamed, len(self.renamed)),
+            _tree("resized, the common part is loaded", [_leaf(item) for item in self.resized]),
+            _tree("cast", [_leaf(item) for item in self.cast]),
+            _tree("tied to a loaded name", [Leaf(name, "") for name in self.tied]),
+            _section("in the file, not asked for", self.unused),
+            _section("values", [f"{name} = {_short(value)}" for name, value in self.values.items()]),
+            _section("notes", self.notes),
+            _section("try", self.suggestions),
+        ]
+        return [section for section in found if section[1]]
 
 
 _SHOWN = 8
 
 
-def _section(title: str, lines: list[str], count: int | None = None) -> list[str]:
-    """A titled list of at most eight lines; nothing when it is empty."""
-    if not lines:
-        return []
-    shown = [f"{title} ({len(lines) if count is None else count}):"] + [f"  {printable(one)}" for one in lines[:_SHOWN]]
-    return shown + ([f"  ... and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else [])
+def _section(title: str, lines: list[str], count: int | None = None) -> tuple[str, list[str]]:
+    """A titled list of at most eight lines."""
+    shown = [printable(one) for one in lines[:_SHOWN]]
+    more = [f"... and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else []
+    return f"{title} ({len(lines) if count is None else count})", shown + more
 
 
 def _leaf(item: Difference) -> Leaf:
     return Leaf(item.name, f"file has {item.stored}, object wants {item.live}")
 
 
-def _tree(title: str, found: list[Leaf]) -> list[str]:
+def _tree(title: str, found: list[Leaf]) -> tuple[str, list[str]]:
     """Names by prefix, repeated blocks once."""
     lines = []
     for line in tree_lines(found):
         times = f"  x{line.count}" if line.count > 1 else ""
         lines.append(f"{'  ' * line.depth}{line.name}{times}{'  ' if line.text else ''}{line.text}")
     return _section(title, lines, len(found))
-
-
-def _renames(renamed: dict[str, str]) -> list[str]:
-    """Renamed names by what differs: ``module.* as *  x148``."""
-    counts: dict[tuple[str, str], int] = {}
-    for live, stored in renamed.items():
-        left, right = stored.split("."), live.split(".")
-        while left and right and left[-1] == right[-1]:
-            left.pop()
-            right.pop()
-        pair = (".".join(left), ".".join(right))
-        counts[pair] = counts.get(pair, 0) + 1
-    return [
-        f"{_star(stored)} as {_star(live)}{f'  x{count}' if count > 1 else ''}"
-        for (stored, live), count in counts.items()
-    ]
-
-
-def _star(prefix: str) -> str:
-    return f"{prefix}.*" if prefix else "*"
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from holdfast.state.paths import printable
 from holdfast.storage.places import is_there, names_in, remove_file, write_bytes
 
 RUN_LIMIT = 64 * 1024 * 1024
-"""Bytes that run.json may have: a line for each epoch that was not committed stays far below."""
+"""Bytes that run.json may have: a line for each epoch without a checkpoint stays far below."""
 _PIN_LIMIT = 200
 _PIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Mode = Literal["min", "max"]
@@ -70,11 +70,11 @@ def parse_bests(text: str | Sequence[str]) -> tuple[BestRule, ...]:
 
 
 class EpochMetrics(msgspec.Struct, frozen=True):
-    """Metrics of an epoch that was not committed as a checkpoint.
+    """Metrics of an epoch that has no checkpoint.
 
     Attributes:
         step: the run's step when they were measured.
-        epoch: the epoch that ended.
+        epoch: the epoch that ended, or that they were measured in.
         metrics: by name.
     """
 
@@ -92,7 +92,8 @@ class RunFile(msgspec.Struct, frozen=True):
         best: the rules for what is best, as text, that for ``@best`` first; None when the run has none.
         keep: the retention rules, as text.
         save: the save rules, as text.
-        uncommitted: metrics of epochs without a checkpoint, oldest first.
+        uncommitted: metrics of epochs that were not committed, oldest first.
+        pruned: metrics of checkpoints that retention has deleted, oldest first; see history.py.
         branch: the step that the run last went back to, -1 for its beginning; None when it never did.
     """
 
@@ -102,6 +103,7 @@ class RunFile(msgspec.Struct, frozen=True):
     keep: str | None = None
     save: str | None = None
     uncommitted: tuple[EpochMetrics, ...] = ()
+    pruned: tuple[EpochMetrics, ...] = ()
     branch: int | None = None
 
 
@@ -120,6 +122,7 @@ class _Wire(msgspec.Struct):
     save: str | None
     uncommitted: list[_Line]
     branch: int | None = None
+    pruned: list[_Line] = []
 
 
 def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
@@ -128,9 +131,16 @@ def write_run_file(root: str | os.PathLike[str], run: RunFile) -> None:
     Raises:
         StorageError: the disk is full or failed; the old file is intact then.
     """
-    lines = [_Line(line.step, line.epoch, metrics_to_json(line.metrics)) for line in run.uncommitted]
     wire = _Wire(
-        VERSION, run.run, run.created.astimezone(datetime.UTC), run.best, run.keep, run.save, lines, run.branch
+        VERSION,
+        run.run,
+        run.created.astimezone(datetime.UTC),
+        run.best,
+        run.keep,
+        run.save,
+        _to_lines(run.uncommitted),
+        run.branch,
+        _to_lines(run.pruned),
     )
     data = msgspec.json.format(msgspec.json.encode(wire), indent=2)
     write_bytes(os.path.join(os.fspath(root), RUN_FILE), data + b"\n")
@@ -157,11 +167,18 @@ def read_run_file(root: str | os.PathLike[str]) -> RunFile | None:
         best=wire.best,
         keep=wire.keep,
         save=wire.save,
-        uncommitted=tuple(
-            EpochMetrics(line.step, line.epoch, metrics_from_json(line.metrics, file)) for line in wire.uncommitted
-        ),
+        uncommitted=_from_lines(wire.uncommitted, file),
+        pruned=_from_lines(wire.pruned, file),
         branch=wire.branch,
     )
+
+
+def _to_lines(metrics: Sequence[EpochMetrics]) -> list[_Line]:
+    return [_Line(line.step, line.epoch, metrics_to_json(line.metrics)) for line in metrics]
+
+
+def _from_lines(lines: Sequence[_Line], file: str) -> tuple[EpochMetrics, ...]:
+    return tuple(EpochMetrics(line.step, line.epoch, metrics_from_json(line.metrics, file)) for line in lines)
 
 
 def write_pin(root: str | os.PathLike[str], name: str, step: int) -> None:

@@ -9,9 +9,10 @@ import msgspec
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, NotFound
 from holdfast.runs.catalog import Catalog, Listed, best, is_run, read_reason, scan
+from holdfast.runs.history import history
 from holdfast.runs.layout import QUARANTINE, RUN_FILE, SUPERSEDED, parse_step
 from holdfast.runs.retention import Decision, KeepSize, Rule, parse_keep, plan_prune, with_best
-from holdfast.runs.run_file import BestRule, parse_bests, read_pins, read_run_file
+from holdfast.runs.run_file import BestRule, EpochMetrics, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
 from holdfast.storage.places import absolute
 
@@ -46,6 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
         pins: name to step.
         decisions: one for each step; empty without retention rules.
         notes: what could not be found out, for people.
+        history: metrics of epochs that have no checkpoint, by step.
     """
 
     catalog: Catalog
@@ -54,6 +56,7 @@ class Standing(msgspec.Struct, frozen=True):
     pins: dict[str, int]
     decisions: dict[int, Decision]
     notes: tuple[str, ...]
+    history: tuple[EpochMetrics, ...] = ()
 
     def pins_of(self, step: int) -> tuple[str, ...]:
         """The names that a step is pinned as."""
@@ -132,9 +135,10 @@ def standing(catalog: Catalog, now: datetime.datetime) -> Standing:
         now: the time to which ages are measured, with a time zone.
     """
     notes: list[str] = []
-    rules, pins = Rules(), dict[str, int]()
+    rules, pins, past = Rules(), dict[str, int](), list[EpochMetrics]()
     try:
         rules = read_rules(catalog.root)
+        past = history(read_run_file(catalog.root), catalog)
     except FormatError as reason:
         notes.append(str(reason))
     try:
@@ -143,4 +147,4 @@ def standing(catalog: Catalog, now: datetime.datetime) -> Standing:
         notes.append(str(reason))
     top = tuple((rule, best(catalog.readable, rule)) for rule in rules.best)
     plan = plan_prune(catalog.checkpoints, rules.keep, now, pins=pins) if rules.keep else []
-    return Standing(catalog, rules, top, pins, {one.step: one for one in plan}, tuple(notes))
+    return Standing(catalog, rules, top, pins, {one.step: one for one in plan}, tuple(notes), tuple(past))

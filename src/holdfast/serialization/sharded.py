@@ -26,7 +26,7 @@ def local_part(tensor: torch.Tensor, name: str) -> tuple[torch.Tensor, Box]:
     sharded: Any = tensor.detach()
     try:
         chunks = sharded.__create_chunk_list__()
-    except RuntimeError as reason:
+    except (RuntimeError, ValueError) as reason:
         raise UnsupportedValue(f"`{name}`: has no values of its own yet: {reason}", path=name) from reason
     if len(chunks) != 1:
         raise UnsupportedValue(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.spec import Path
-from holdfast.state.values import ATOMS, Opaque, Tree, Typed
+from holdfast.state.values import ATOMS, Opaque, Tree, Typed, needed_class
 
 PAIR_KINDS = frozenset({"dict", "ordered_dict", "counter"})
 """Kinds whose payload is a list of [key, value]."""
@@ -96,6 +96,19 @@ def _pairs(pairs: Tree) -> Iterator[tuple[Any, Tree, bool]]:
             label = str(pair[0].payload if type(pair[0]) is Typed else pair[0])
             yield label, pair[0], False
             yield label, pair[1], True
+
+
+def needed_classes(tree: Tree) -> list[str]:
+    """Names of the classes in a tree that are not rebuilt from a file, sorted."""
+    found: set[str] = set()
+    stack: list[Tree] = [tree]
+    while stack:
+        node = stack.pop()
+        name = needed_class(node)
+        if name is not None:
+            found.add(name)
+        stack.extend(item for _, item in seen_parts((), node))
+    return sorted(found)
 
 
 def child(tree: Tree, key: Any) -> Tree | None:

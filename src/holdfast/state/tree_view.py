@@ -14,6 +14,10 @@ from holdfast.state.values import ATOMS, Opaque, Tree, Typed
 
 _LONG = 60
 _LIST = 8
+_DIGITS = 20
+"""Digits that a number of a block has fewer of; Python refuses to read thousands."""
+_MANY = 12
+"""Groups of numbered siblings on one level; past it, those that differ in sizes alone are shown as one."""
 
 
 class Leaf(msgspec.Struct, frozen=True):
@@ -56,6 +60,17 @@ class _Node:
         self.leaves: list[Leaf] = []
         self.nbytes = 0
         self.shape: object = None
+        """Equal for levels with the same below, texts included."""
+        self.form: object = None
+        """Equal for levels with the same names below."""
+
+
+class _Group(msgspec.Struct):
+    """Neighbours that are shown as one: their names, what each is like, and how often its bytes count."""
+
+    names: list[str]
+    node: _Node
+    copies: int
 
 
 def tree_lines(leaves: Sequence[Leaf]) -> list[Line]:
@@ -81,7 +96,7 @@ def tree_lines(leaves: Sequence[Leaf]) -> list[Line]:
             node.nbytes += leaf.nbytes
         node.leaves.append(leaf)
     _sign(root, {})
-    return list(_lines(root, 0, 1))
+    return list(_lines(root, 0))
 
 
 def _sign(root: _Node, known: dict[object, int]) -> None:
@@ -97,47 +112,89 @@ def _sign(root: _Node, known: dict[object, int]) -> None:
             tuple((leaf.text, leaf.nbytes) for leaf in node.leaves),
         )
         node.shape = known.setdefault(content, len(known))
+        form = tuple((name, below.form) for name, below in node.below.items()), len(node.leaves)
+        node.form = known.setdefault(form, len(known))
 
 
-def _lines(root: _Node, depth: int, count: int) -> Iterator[Line]:
-    stack = [(depth, count, names, node) for names, node in reversed(list(_groups(root)))]
+def _lines(root: _Node, depth: int) -> Iterator[Line]:
+    stack = [(depth, 1, 1, group) for group in reversed(_groups(root))]
     while stack:
-        depth, count, names, node = stack.pop()
-        label, times = _label(names), count * len(names)
+        depth, count, copies, group = stack.pop()
+        label, node = _label(group.names), group.node
+        count, copies = count * len(group.names), copies * group.copies
         while len(node.below) and not node.leaves:
-            groups = list(_groups(node))
+            groups = _groups(node)
             if len(groups) > 1:
                 break
-            label, times, node = f"{label}.{_label(groups[0][0])}", times * len(groups[0][0]), groups[0][1]
+            (group,) = groups
+            label, node = f"{label}.{_label(group.names)}", group.node
+            count, copies = count * len(group.names), copies * group.copies
         if node.below:
-            yield Line(depth, label, "", times, node.nbytes * times)
+            yield Line(depth, label, "", count, node.nbytes * copies)
         for leaf in node.leaves:
-            yield Line(depth, label, leaf.text, times, leaf.nbytes * times)
-        stack += [(depth + 1, times, below, first) for below, first in reversed(list(_groups(node)))]
+            yield Line(depth, label, leaf.text, count, leaf.nbytes * copies)
+        stack += [(depth + 1, count, copies, below) for below in reversed(_groups(node))]
 
 
-def _groups(node: _Node) -> Iterator[tuple[list[str], _Node]]:
+def _groups(node: _Node) -> list[_Group]:
     """Siblings in order; neighbours with numbers for names and the same below together."""
-    names: list[str] = []
-    first: _Node | None = None
+    groups: list[_Group] = []
     for name, below in node.below.items():
-        if first is not None and name.isdecimal() and names[-1].isdecimal() and below.shape == first.shape:
-            names.append(name)
-            continue
-        if first is not None:
-            yield names, first
-        names, first = [name], below
-    if first is not None:
-        yield names, first
+        last = groups[-1] if groups else None
+        if last and _is_number(name) and _is_number(last.names[-1]) and below.shape == last.node.shape:
+            last.names.append(name)
+            last.copies += 1
+        else:
+            groups.append(_Group([name], below, 1))
+    return groups if len(groups) <= _MANY else _grouped_by_form(groups)
+
+
+def _grouped_by_form(groups: list[_Group]) -> list[_Group]:
+    """Neighbouring groups of numbers that have the same names below, whatever their sizes, as one."""
+    rows: list[list[_Group]] = []
+    for group in groups:
+        numbered = _is_number(group.names[0]) and bool(rows) and _is_number(rows[-1][0].names[0])
+        if numbered and group.node.form == rows[-1][0].node.form:
+            rows[-1].append(group)
+        else:
+            rows.append([group])
+    return [
+        row[0] if len(row) == 1 else _Group([name for group in row for name in group.names], _merged(row), 1)
+        for row in rows
+    ]
+
+
+def _merged(groups: list[_Group]) -> _Node:
+    """One level in place of several: sizes are added up, texts that differ are counted."""
+    root = _Node()
+    stack = [(root, [(group.node, group.copies) for group in groups])]
+    while stack:
+        into, parts = stack.pop()
+        into.shape = into.form = into  # like no other
+        into.nbytes = sum(part.nbytes * copies for part, copies in parts)
+        for at, leaf in enumerate(parts[0][0].leaves):
+            texts = list(dict.fromkeys(part.leaves[at].text for part, _ in parts))
+            text = leaf.text if len(texts) == 1 else f"{texts[0]}, ... {len(texts)} kinds"
+            nbytes = sum(part.leaves[at].nbytes * copies for part, copies in parts)
+            into.leaves.append(Leaf(leaf.path, text, nbytes))
+        for name in parts[0][0].below:
+            below = into.below[name] = _Node()
+            stack.append((below, [(part.below[name], copies) for part, copies in parts]))
+    return root
+
+
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and len(name) < _DIGITS
 
 
 def _label(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
-    numbers = [int(name) for name in names]
+    ordered = sorted(names, key=int)  # files may have them as text: 0, 1, 10, 11, ..., 2
+    numbers = [int(name) for name in ordered]
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return f"{{{names[0]}..{names[-1]}}}"
-    return f"{{{','.join(names)}}}" if len(names) <= _LIST else f"{{{','.join(names[:_LIST])},..{names[-1]}}}"
+        return f"{{{ordered[0]}..{ordered[-1]}}}"
+    return f"{{{','.join(ordered)}}}" if len(names) <= _LIST else f"{{{','.join(ordered[:_LIST])},..{ordered[-1]}}}"
 
 
 # ---- plain values ----------------------------------------------------------------------------------------------------
@@ -145,12 +202,17 @@ def _label(names: Sequence[str]) -> str:
 
 def value_lines(tree: Tree) -> Iterator[tuple[str, str]]:
     """The plain values of an inert tree: dotted path and text. A list of plain values is one value."""
+    return ((dotted(path), text) for path, _, text in value_nodes(tree))
+
+
+def value_nodes(tree: Tree) -> Iterator[tuple[Path, Tree, str]]:
+    """As :func:`value_lines`, with the value itself between its path and its text."""
     stack: list[tuple[Path, Tree]] = [((), tree)]
     while stack:
         path, node = stack.pop()
         text = _value_text(node)
         if text is not None:
-            yield dotted(path), text
+            yield path, node, text
             continue
         stack.extend(reversed(seen_parts(path, node)))
 

@@ -15,6 +15,7 @@ import xxhash
 
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.spec import CHUNK
+from holdfast.storage import meter
 from holdfast.storage.digest import ALGORITHM, crc32, hasher_like, joined_crc
 from holdfast.storage.output import BufferedOutput, DirectOutput, Feed, NoOutput, Output, write_piece
 from holdfast.storage.source import ByteSource, MemorySource, SubSource, byte_view, check_inside
@@ -184,7 +185,9 @@ def _in_one_pass(
             for index, start, length in job:
                 parts[index][start // CHUNK] = write_piece(out, feeds[index], start, length, digest, crc)
             out.flush()
+        meter.pass_by(sum(length for _, _, length in job))
 
+    meter.begin("writing", sum(lengths))
     run_jobs(cut_jobs(lengths, workers), do, workers)
     return [
         Written(
@@ -272,6 +275,8 @@ def _workers(sources: Iterable[object], workers: int | None) -> int | None:
 
 def _scan(items: Sequence[ReadRequest | Check], workers: int | None, *, strict: bool) -> list[Damage]:
     scan = _Scan(items, strict=strict)
+    if workers != 1:  # which is how a job of another pass reads something else first
+        meter.begin("reading", sum(scan.lengths))
     workers = _workers(scan.sources, workers)
     run_jobs(cut_jobs(scan.lengths, workers), scan.do, workers)
     return scan.result()
@@ -333,6 +338,7 @@ class _Scan:
                 group.append(piece)
                 end = offset + piece[2]
             self._together(group, block, end - begin)
+        meter.pass_by(sum(length for _, _, length in job))
 
     def _place(self, piece: Piece) -> tuple[ByteSource, int]:
         source, offset = self._places[piece[0]]

@@ -12,18 +12,17 @@ import torch
 from holdfast.errors import ArgumentError, MismatchError, UnsupportedValue
 from holdfast.formats.base import Document, Segment, StoredTensor
 from holdfast.formats.packing import tensor_bytes
+from holdfast.formats.sameness import same_content
 from holdfast.formats.writing import Destination
 from holdfast.serialization.averaged import Averaged, Term
 from holdfast.serialization.reading import live_dtype
 from holdfast.spec import TensorSpec
 from holdfast.state.paths import dotted, printable
 from holdfast.state.values import DRESSED, TENSOR_KINDS, Tree, Typed
-from holdfast.storage.source import ByteSource
 from holdfast.surgery.report import Rewritten
 from holdfast.surgery.states import beside, find_state, items_of, stored_bytes, versions_of, with_items
 from holdfast.surgery.writing import Source, opened
 
-_BLOCK = 1 << 20
 _SHOWN = 5
 _DESCRIBED = frozenset({"kind", "class", "config", "structure", "training"})
 """What is recorded of a model and is true of the average too."""
@@ -193,7 +192,7 @@ class _Averaging:
             return items[-1]
         dtype = live_dtype(tensors[-1].spec)
         if not (dtype.is_floating_point or dtype.is_complex):
-            if not all(_equal(tensor_bytes(tensor), tensor_bytes(tensors[-1])) for tensor in tensors[:-1]):
+            if not all(same_content(tensor, tensors[-1]) for tensor in tensors[:-1]):
                 self._last.append(name)
             return items[-1]
         self._statistics = self._statistics or name.endswith("running_var")
@@ -229,8 +228,3 @@ class _Averaging:
                 "statistics of batch norms were averaged as well; torch.optim.swa_utils.update_bn measures them anew"
             )
         return notes
-
-
-def _equal(one: ByteSource, other: ByteSource) -> bool:
-    sizes = range(0, one.size, _BLOCK)
-    return all(one.read(at, min(_BLOCK, one.size - at)) == other.read(at, min(_BLOCK, one.size - at)) for at in sizes)

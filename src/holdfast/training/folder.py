@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from holdfast.errors import (
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
+from holdfast.runs.history import gone_back, remember
 from holdfast.runs.layout import MANIFEST, step_name
 from holdfast.runs.lock import lock_run
 from holdfast.runs.manifest import Manifest
@@ -123,6 +125,7 @@ class RunFolder:
         self.keep = list(keep)
         self.passed: list[int] = []
         self._read_back = read_back
+        self._noting = threading.Lock()  # run.json is written by the training and by the thread that saves and prunes
         if is_there(root) and not is_folder(root):
             raise StorageError(f"`{root}`: is a file, a run needs a folder; name another", file=root)
         self._lock = lock_run(root)
@@ -174,7 +177,8 @@ class RunFolder:
                 checkpoint = open_checkpoint(one.path)  # again: a disk that failed once says nothing against it
                 if checkpoint.manifest.step != one.step:
                     checkpoint.close()
-                    raise CorruptFile(one.problem or "is another step", file=one.path, step=one.step)
+                    said = f"its manifest says step {checkpoint.manifest.step}: the folder was renamed or copied"
+                    raise CorruptFile(said, file=one.path, step=one.step)
             except UnknownFormat:
                 raise  # of a newer holdfast, and no damage
             except (FormatError, NotFound) as reason:
@@ -190,7 +194,7 @@ class RunFolder:
         if self.run.branch == step:
             return False
         supersede(self.root, step)
-        self.run = msgspec.structs.replace(self.run, branch=step)
+        self.run = gone_back(self.run, step)
         write_run_file(self.root, self.run)
         return True
 
@@ -268,7 +272,10 @@ class RunFolder:
         try:
             catalog = scan(self.root)
             now = datetime.datetime.now(datetime.UTC)
-            return prune(catalog, plan_prune(catalog.checkpoints, self.keep, now, pins=read_pins(self.root)))
+            decisions = plan_prune(catalog.checkpoints, self.keep, now, pins=read_pins(self.root))
+            with self._noting:
+                self.run = remember(self.root, self.run, catalog, decisions)
+            return prune(catalog, decisions)
         except HoldfastError as reason:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
             return []
@@ -295,8 +302,9 @@ class RunFolder:
     def note_metrics(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of an epoch that is not committed."""
         line = EpochMetrics(step, epoch, dict(metrics))
-        self.run = msgspec.structs.replace(self.run, uncommitted=(*self.run.uncommitted, line))
-        write_run_file(self.root, self.run)
+        with self._noting:
+            self.run = msgspec.structs.replace(self.run, uncommitted=(*self.run.uncommitted, line))
+            write_run_file(self.root, self.run)
 
     @property
     def held(self) -> bool:

@@ -20,6 +20,7 @@ from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
 from holdfast.training.feed import Feed
+from holdfast.training.notebook import run_html
 from holdfast.training.proof import trial
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
@@ -110,11 +111,10 @@ class Run:
         self._feed = Feed(root, loader)
         self._epoch = self._step = self._batch = 0
         self._resumed: Position | None = None
-        self._looked = False
         self._asked_at = 0
         self._due: str | None = None
         self._rest: tuple[Position, dict[str, Any]] | None = None
-        self._in_body = self._inside = self._counts = False
+        self._looked = self._in_body = self._inside = self._counts = False
         self._steps = StepWatch(self._objects.values())
         self._baseline = Baseline(self._objects)
         trial.current().made(self)
@@ -137,7 +137,7 @@ class Run:
         A damaged checkpoint is set aside in ``quarantine/`` with its reason, and the one before it is used.
 
         Returns:
-            Where training goes on, or None when there is nothing to go on from.
+            ``Position(epoch, step, batch)`` to go on with, or None when there is nothing to go on from.
 
         Raises:
             MismatchError, MissingPart: the checkpoint does not fit the objects; nothing was changed.
@@ -442,8 +442,9 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.path!r}, {self.position})"
 
+    _repr_html_ = run_html
+
 
 def _check_names(objects: Mapping[str, Any]) -> None:
-    for name in objects:
-        if name in OWN_PARTS:
-            raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
+    for name in sorted(objects.keys() & OWN_PARTS):
+        raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")

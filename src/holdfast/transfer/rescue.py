@@ -165,7 +165,7 @@ def build_layers(document: Document, file: str, placement: Placement) -> nn.Modu
         check_whole(kept, ROOT, file)
         layer, state = layer_of(kept), state_of(kept)
         if layer is None:
-            raise ArgumentError(_needs_factory(file, f"it holds {_strange(kept)}"), file=file)
+            raise ArgumentError(_needs_factory(file, f"the file holds {_strange(kept)}"), file=file)
     shapes = {name: _shape(leaf, name, file) for name, leaf in state.items()}
     made = construct_layers(layer, shapes, file)
     if kept is not None:
@@ -202,8 +202,10 @@ def _recorded(document: Document, file: str) -> tuple[Any, dict[str, Tree]]:
     """The structure that ``save`` recorded of its only module, and the module's state."""
     found = {path: record["structure"] for path, record in document.objects.items() if "structure" in record}
     if len(found) != 1:
-        named = sorted({str(one.get("class")) for one in document.objects.values() if one.get("kind") == "module"})
-        says = f"the file says it is a {printable(named[0])}" if len(named) == 1 else f"{len(found)} are recorded in it"
+        named = [str(one.get("class")) for one in document.objects.values() if one.get("kind") == "module"]
+        says = f"{len(named)} modules are recorded in it"
+        if len(named) == 1:
+            says = f"the file says it is a {printable(named[0])}"
         raise ArgumentError(_needs_factory(file, says), file=file)
     (path,) = found
     layer = layer_from_json(found[path])

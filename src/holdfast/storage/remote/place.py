@@ -77,9 +77,9 @@ class StorePlace:
         return StoredStep(self, root, name)
 
     def remove_step(self, path: str, data: str) -> None:
-        root = os.path.dirname(path)
+        files = f"{os.path.dirname(path)}/{_data(data, path)}"
         self.remove(f"{path}/{_COMMIT}")  # with it the checkpoint is gone; what is left has no name any more
-        self.clear(f"{root}/{_data(data, path)}")
+        self.clear(files)
 
     def move_step(self, path: str, target: str) -> None:
         data, _ = self.store.get(_object(f"{path}/{_COMMIT}"), _SMALL)

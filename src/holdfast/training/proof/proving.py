@@ -7,6 +7,7 @@ traces and compares files.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import secrets
@@ -20,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.errors import ArgumentError, MachineError, NotFound
+from holdfast.errors import ArgumentError, MachineError, MissingExtra, NotFound
 from holdfast.runs.catalog import Listed, scan
 from holdfast.runs.manifest import Manifest, read_manifest
 from holdfast.state.paths import printable
@@ -98,9 +99,12 @@ def prove(script: str, arguments: Sequence[str], options: Options, tell: Callabl
         NotFound: no such script.
         ArgumentError: it makes no run, or commits nothing; or an option is wrong.
         MachineError: it fails by itself, or the time is up.
+        MissingExtra: torch is not installed, without which no script makes a run.
     """
     if not os.path.isfile(script):
         raise NotFound(f"`{printable(script)}`: no such script", file=script)
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra('prove needs torch, which is not installed: pip install "holdfast[torch]"')
     if options.kills < 1:
         raise ArgumentError("--kills: at least 1, or nothing is proved")
     if options.save not in (None, "none"):
