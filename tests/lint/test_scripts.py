@@ -142,6 +142,8 @@ def test_every_way_to_alias_is_found(line: str, found: Callable[..., Any]) -> No
     assert "holdfast.snapshot(" in one.instead
 
 
-@pytest.mark.parametrize("line", ["x = x.to(y)", "x = x.float()", "x = y.eval()\ny = x.train()", "x.module = x.module.to(z)"])
+@pytest.mark.parametrize(
+    "line", ["x = x.to(y)", "x = x.float()", "x = y.eval()\ny = x.train()", "x.module = x.module.to(z)"]
+)
 def test_a_name_that_is_made_of_itself_is_followed_to_an_end(line: str, found: Callable[..., Any]) -> None:
     assert found(f"def f():\n    pass\n{line}\nx.load_state_dict(torch.load(f))\ntorch.save(x, y)\n") == ()
