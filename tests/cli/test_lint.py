@@ -89,7 +89,9 @@ def test_a_folder_is_read_and_one_bad_script_does_not_stop_the_others(holdfast: 
     assert err.count("\n") == 1
     assert f"holdfast: `{folder}/b.py:1`: is no Python" in err
     (tmp_path / "empty").mkdir()
-    assert holdfast("lint", tmp_path / "empty")[0] == 4
+    code, _, err = holdfast("lint", tmp_path / "empty")
+    assert code == 4
+    assert err.endswith("`: has no .py or .ipynb in it\n")
 
 
 def test_exit_codes(holdfast: Holdfast, tmp_path: Path) -> None:

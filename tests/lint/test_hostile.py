@@ -28,7 +28,7 @@ Found = Callable[..., Any]
         (b"x = 1\nprint 'python 2'\n", r"script\.py:2`: is no Python: Missing parentheses"),
         (b"def f(:\n", r"script\.py:1`: is no Python"),
         (b"a = 1\nb = '\x00'\n", r"script\.py:2`: has a null byte"),
-        (b"a = 1\nb = '\xff\xfe'\n", r"script\.py:2`: is not utf-8"),
+        (b"a = 1\nb = '\xff\xfe'\n", r"script\.py:2`: is not utf-8, as it should be: save it as UTF-8"),
         (b"# coding: gibberish\n", r"script\.py`: names an encoding that is not known"),
         (b"# coding: zlib\n", r"names an encoding that is not known"),
         (b"# coding: punycode\n", r"says that it is in punycode"),
@@ -93,11 +93,16 @@ def bounded() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
 
+def test_a_script_that_is_too_deep_is_said_to_be(found: Found) -> None:
+    with pytest.raises(RefusedFile, match="`: is nested too deep to be read"):
+        found("-" * 200_000 + "1")
+
+
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     file = tmp_path / "huge.py"
     with file.open("wb") as opened:
         opened.truncate(1 << 40)
-    with pytest.raises(RefusedFile, match="has more than 1,048,576 bytes"):
+    with pytest.raises(RefusedFile, match="has more than 1,048,576 bytes, and no script has"):
         lint(str(file))
     file.write_text("#" * MOST_CODE)
     assert lint(str(file)).findings == ()
