@@ -5,8 +5,8 @@
 The store is moto's S3 server in a process of its own on the loopback device. It is written in Python, and so the limit
 of this table; how far ours lies from what the server gives is what is measured. ``raw put`` uploads the bytes of the
 state in parts of the size that obstore takes by itself, from memory; ``raw get`` reads them in 8 ranges at a time. Our
-side digests on save and verifies every digest on restore, for which it reads twice; ``fetch`` reads once. ``torch.save
-and raw put`` is what people type without holdfast.
+side digests on save and verifies every digest on restore, for which it reads twice; with a spare and by ``fetch`` it
+reads once. ``torch.save and raw put`` is what people type without holdfast.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def main() -> None:
                     lambda: net.load_state_dict(torch.load(io.BytesIO(obstore.get(store, "torch.pt").bytes())))
                 ),
                 "ours .safetensors": Case(lambda: holdfast.restore(ours, model=net)),
+                "ours .safetensors, spare=True": Case(lambda: holdfast.restore(ours, model=net, spare=True)),
                 "ours, fetch": Case(lambda: fetch(ours, Path(name) / str(next(copies)))),
             },
             args.pairs,

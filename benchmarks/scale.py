@@ -70,7 +70,6 @@ class Machine:
         latency: of a request, to its first byte.
         connection: of one request to the store.
         puts, gets: requests a second that one prefix of a bucket takes.
-        files: that a process may have open at once, as Linux begins.
         measured: the rest.
     """
 
@@ -82,7 +81,6 @@ class Machine:
     connection: float = 85e6
     puts: float = 3500
     gets: float = 5500
-    files: int = 1024
     measured: Measured = Measured()
 
     def rate(self, part: int) -> float:
@@ -187,8 +185,8 @@ def _load(layout: _Layout, machine: Machine, verified: float, wanted: float) -> 
     opening = layout.entries * known.open
     disk = (layout.metadata + verified) / min(machine.disk, known.digest) + wanted / known.digest
     read = layout.metadata + verified + wanted
-    gets = ranks * (writers + 2 + -(-math.ceil(read) // PART))  # who opens a file asks the store for its size
-    slowest = writers * machine.latency + read / min(machine.rate(PART), known.digest)
+    gets = ranks * (2 * writers + 2 + -(-math.ceil(read) // PART))  # of each file its size is asked for, and its header
+    slowest = 2 * writers / PARALLEL * machine.latency + read / min(machine.rate(PART), known.digest)
     return opening + disk, opening + max(slowest, gets / machine.gets), gets
 
 
@@ -276,7 +274,6 @@ def _resharded(one: _Cut, cut: int) -> tuple[int, int]:
 
 
 BREAKS: dict[str, Callable[[Cost], bool]] = {
-    "a process opens more files than it may (1,024)": lambda one: one.files - 3 + 5 > Machine().files,
     "entries.json is over the 512 MiB that a reader takes": lambda one: (
         one.metadata - one.files * Measured().record > ENTRIES_LIMIT
     ),

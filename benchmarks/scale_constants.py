@@ -54,13 +54,13 @@ def key(number: int) -> str:
     return f"model.layers.{number}.self_attn.q_proj.weight"
 
 
-def written(root: str, ranks: int, tensors: int) -> list[RankPart]:
+def written(partial: str, ranks: int, tensors: int) -> list[RankPart]:
     """What each rank says after it wrote its container: a row of each tensor."""
     parts = []
     for rank in range(ranks):
         data = b"".join((rank * tensors + number).to_bytes(PIECE) for number in range(tensors))
         file, box = rank_file(rank), box_text((rank, 0), (1, 2))
-        with file_in_partial(os.path.join(root, step_name(1)), file, durable=False) as staged:
+        with file_in_partial(partial, file, durable=False) as staged:
             staged.write([WriteRequest(0, data)])
         pieces = tuple(
             Piece(
@@ -81,7 +81,7 @@ def of_entries(root: str, ranks: int, tensors: int) -> dict[str, float]:
     """Constants of a piece and of an entry, by the names that ``Measured`` has for them."""
     count = ranks * tensors
     folder = StagedFolder(root, step_name(1))
-    parts = written(root, ranks, tensors)
+    parts = written(folder.partial, ranks, tensors)
     claims = [[Claim(one.key, one.offsets, PIECE, True) for one in part.pieces] for part in parts]
     told = [pickle.dumps(one) for one in (*claims, *parts)]
     hearing, _ = timed(lambda: [pickle.loads(one) for one in told])  # noqa: S301 - of this process

@@ -21,6 +21,7 @@ from holdfast.policy.policies import Policy
 from holdfast.policy.policies import Warm as Warm
 from holdfast.policy.report import LoadReport
 from holdfast.runs.opening import open_any
+from holdfast.runs.sizes import parse_cut
 from holdfast.runs.verify import VerifyReport
 from holdfast.runs.verify import verify as verify_bytes
 from holdfast.serialization.devices import MapLocation, Placement
@@ -140,7 +141,7 @@ def restore(
         at: where an object's part is, ``{"model": "net.encoder"}``, when it is not found by itself.
         mode: put the restored modules into ``"eval"`` or ``"train"`` mode; the report says which mode they are in.
         hyper: whose learning rate and options an optimizer goes on with: the ``"file"``'s or ``"mine"``.
-        spare: keep a copy of the old weights while reading, to roll back if the machine fails half-way.
+        spare: keep a copy of the old weights while reading, to roll back; the file is then read once, not twice.
         dry_run: only report.
         **objects: modules, optimizers, schedulers and others by name; None means "not this one".
 
@@ -265,25 +266,27 @@ def convert(
     *,
     format: Literal["pt", "safetensors", "npz", "torch-legacy"] | None = None,  # noqa: A002
     drop: Collection[str] = (),
+    shards: int | str | None = None,
 ) -> ConvertReport:
     """Writes the tree of one file as another, reads it again, and proves every value and every bit equal.
 
-    The source is verified first; tensors are streamed from file to file, so memory stays small; ``dst`` is replaced
-    only when the proof holds.
+    The source is verified first; tensors are streamed, so memory stays small; ``dst`` is replaced if the proof holds.
 
     Args:
         src: a path, a reference (``runs/a@best``) or a binary file object, of any format that is read.
-        dst: a path or a binary file object.
+        dst: a path or a binary file object; with ``shards`` the path of a folder.
         format: as in ``save``.
         drop: what to leave out, as globs of dotted paths: ``["optimizer*"]``. What the new format can't hold must be
             named here, or nothing is written.
+        shards: writes a folder of so many safetensors files (``4``), or of files below a size (``"5GB"``), with an
+            index that transformers reads; a tensor is never cut. None writes one file.
 
     Returns:
         What was written, and what is shared, renamed and dropped in it.
 
     Raises:
         UnsupportedValue: lists what the new format can't hold.
-        ArgumentError: a glob that matches nothing, or an unknown format.
+        ArgumentError: a glob that matches nothing, an unknown format, or fewer tensors than shards.
         NotFound, FormatError: as in ``load``.
         StorageError: ``dst`` can't be written; what was there before is intact.
 
@@ -294,7 +297,7 @@ def convert(
         1
     """
     with open_any(src) as container:
-        return convert_container(container, dst, format=format, drop=list(drop))
+        return convert_container(container, dst, format=format, drop=list(drop), cut=parse_cut(shards))
 
 
 def export(

@@ -106,3 +106,14 @@ def test_no_torch_is_loaded(file: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 False False"
+
+
+def test_shards(holdfast: Callable[..., Any], file: Path, tmp_path: Path) -> None:
+    result = holdfast("convert", file, tmp_path / "out", "--shards", "1")
+    assert result.code == 0
+    assert result.out.splitlines()[0].startswith(f"{tmp_path}/out: 1 safetensors file with an index, 2 tensors, ")
+    assert holdfast("verify", tmp_path / "out").code == 0
+    for given, said in (("0", "a number of files above 0 is wanted"), ("2", "2 shards of 1 tensors")):
+        result = holdfast("convert", file, tmp_path / "out", "--shards", given)
+        assert result.code == 3
+        assert said in result.err

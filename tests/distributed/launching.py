@@ -10,7 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """With the repository to import from, and one thread for each process."""
     root = HERE.parents[1]
     paths = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -34,7 +35,7 @@ def alone(script: str, *args: object, timeout: float = 110) -> str:
 def run(command: list[str], timeout: float) -> str:
     """Runs a command; returns what it printed."""
     done = subprocess.run(
-        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
     )
     text = done.stdout.decode(errors="replace")
     assert done.returncode == 0, text[-6000:]

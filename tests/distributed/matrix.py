@@ -47,7 +47,7 @@ def main(folder: Path) -> list[str]:
             for how in ("dcp", "restore"):
                 net, optimizer = wrapped(kind, parts[size], seed=100)
                 try:
-                    _load(how, folder / name, net, optimizer, parts[size].group)
+                    load_into(how, folder / name, net, optimizer, parts[size].group)
                 except BaseException as reason:
                     problems.append(f"{name} -> {kind}-{size} by {how}: {type(reason).__name__} {reason}")
                     raise
@@ -58,7 +58,8 @@ def main(folder: Path) -> list[str]:
     return problems
 
 
-def _load(how: str, path: Path, net: Any, optimizer: Any, group: Any) -> None:
+def load_into(how: str, path: Path, net: Any, optimizer: Any, group: Any) -> None:
+    """Loads a save of :func:`state_of`, by torch's own engine or by ours."""
     if how == "dcp":
         state = state_of(net, optimizer)
         state |= {"step": 0, "args": {"name": "", "widths": ()}}

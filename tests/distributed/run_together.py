@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -20,16 +21,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import holdfast
-from holdfast.distributed import rank_file
+from holdfast.distributed import HoldfastWriter, rank_file, saving
 from holdfast.errors import StorageError
+from holdfast.serialization.sharded import here
 from holdfast.storage import joined
+from tests.distributed.matrix import load_into
 from tests.distributed.wrapped import Net, Part, differences, full, state_of, wrapped
 
 PATIENCE = 6 if "absent" in sys.argv else 40
@@ -39,7 +44,7 @@ PATIENCE = 6 if "absent" in sys.argv else 40
 class Training:
     """A small training that draws random numbers on every rank and reads its own share of the data."""
 
-    def __init__(self, folder: Path, kind: str, **options: Any) -> None:
+    def __init__(self, folder: Path | str, kind: str, **options: Any) -> None:
         torch.manual_seed(3)
         net: nn.Module = Net()
         if kind == "ddp":
@@ -263,8 +268,157 @@ def mixed(folder: Path) -> None:
     dist.barrier()
 
 
+def converted(folder: Path) -> None:
+    """What ``convert`` made of a sharded checkpoint goes back onto any number of ranks, by DCP and by restore."""
+    part = Part(dist.get_world_size())
+    truth = torch.load(folder / "truth")
+    for name in ("shards", "one.safetensors"):
+        for kind in ("fsdp", "tp", "ddp"):
+            for how in ("dcp", "restore"):
+                net, optimizer = wrapped(kind, part, seed=100)
+                load_into(how, folder / name, net, optimizer, part.group)
+                found = differences(truth, full(state_of(net, optimizer)))
+                assert not found, (name, kind, how, found)
+
+
+def dcp_failing(folder: Path) -> None:
+    """What one rank raises in ``dcp.save`` or ``async_save``, all hear; the old one stays, and the next save works."""
+    part = Part(dist.get_world_size())
+    net, _ = wrapped("fsdp", part, seed=1)
+    path, real = folder / "c", joined.new_file
+
+    def save(how: str) -> None:
+        state = {"model": net.state_dict(), "note": "new"}
+        if how == "save":
+            dcp.save(state, storage_writer=HoldfastWriter(path))
+        else:
+            dcp.async_save(state, storage_writer=HoldfastWriter(path)).result()  # type: ignore[union-attr]
+
+    dcp.save({"model": net.state_dict(), "note": "old"}, storage_writer=HoldfastWriter(path))
+    for how in ("save", "async_save"):
+        for guilty in range(dist.get_world_size()):
+            begin = time.monotonic()
+            if dist.get_rank() == guilty:
+                joined.new_file = _full  # type: ignore[assignment]
+            with pytest.raises(CheckpointException) as failed:
+                save(how)
+            joined.new_file = real  # type: ignore[assignment]
+            assert list(failed.value.failures) == [guilty], failed.value.failures
+            assert time.monotonic() - begin < PATIENCE / 2
+            dist.barrier()
+            assert holdfast.load(path)["note"] == "old"
+            assert holdfast.verify(path).status == "OK"
+            dist.barrier()
+    save("save")
+    assert holdfast.load(path)["note"] == "new"
+    dist.barrier()
+    save("async_save")
+    assert holdfast.verify(path).status == "OK"
+    dist.barrier()
+    assert os.listdir(folder) == ["c"]
+
+
+def erring(folder: Path) -> None:
+    """An error on one rank: nothing is saved, which it says."""
+    training = Training(folder / "run", "ddp", save="1ep exception")
+    training.run.save(step=1)
+    error = ValueError("bad file")
+    sys.excepthook(ValueError, error, None)
+    assert "save='exception' saves nothing where several processes train" in error.__notes__[0]
+    training.run.close()
+    assert [name for name in os.listdir(folder / "run") if "step" in name] == ["step-00000001"]
+
+
+class Held:
+    """Holds the thread that saves right before it writes what was dealt to this rank."""
+
+    def __init__(self) -> None:
+        self.reached, self.go, self._real = threading.Event(), threading.Event(), saving.write_rank_file
+
+    def __enter__(self) -> Held:
+        def held(*given: Any, **named: Any) -> Any:
+            self.reached.set()
+            assert self.go.wait(PATIENCE)
+            return self._real(*given, **named)
+
+        saving.write_rank_file = held
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        saving.write_rank_file = self._real
+        self.go.set()
+
+
+def step_of(training: Training) -> None:
+    training.optimizer.zero_grad()
+    training.net(torch.ones(2, 5)).backward()
+    training.optimizer.step()
+
+
+def copy_on_step(folder: Path) -> None:
+    """A background save keeps the state of its moment while training goes on; a rank copies only what it writes."""
+    for kind in ("ddp", "fsdp"):
+        training = Training(folder / kind, kind, background=True)
+        step_of(training)
+        net = getattr(training.net, "module", training.net)
+        truth = full({"model": net.state_dict(), "optimizer": training.optimizer.state_dict()})
+        mine = sum(here(p).nbytes for p in training.net.parameters())
+        with Held() as held:
+            committed = training.run.save(step=1)
+            assert held.reached.wait(PATIENCE)
+            snapshot = training.run._commits._saver._snapshot
+            assert snapshot is not None
+            before = snapshot.copied
+            step_of(training)
+            copied = snapshot.copied - before
+        committed.wait()
+        assert 0 < copied < 3 * mine * (0.9 if kind == "ddp" else 1.1), (kind, copied, mine)
+        total = torch.tensor([copied])
+        dist.all_reduce(total)
+        assert total.item() < 1.5 * sum(t.nbytes for t in _all_tensors(truth)), "each rank copied what all write"
+        saved = holdfast.load(folder / kind)
+        assert not differences(truth["model"], saved["model"]), (kind, differences(truth["model"], saved["model"]))
+        found = {str(at): one for at, one in saved["optimizer"]["state"].items()}
+        wanted = {str(at): one for at, one in truth["optimizer"]["state"].items()}
+        assert not differences(wanted, found), kind
+        training.run.close()
+        dist.barrier()
+
+
+def _all_tensors(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, dict):
+        return [one for value in tree.values() for one in _all_tensors(value)]
+    return [tree] if isinstance(tree, torch.Tensor) else []
+
+
+def torn(folder: Path) -> None:
+    """One rank writes into its parameters during a background save: all save again, and nothing is mixed."""
+    training = Training(folder / "run", "fsdp", background=True)
+    step_of(training)
+    with Held() as held:
+        training.run.save(step=1)
+        assert held.reached.wait(PATIENCE)
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                training.net.down.weight.mul_(2)
+    training.run.wait()
+    truth = full(training.net.state_dict())
+    assert not differences(truth, holdfast.load(folder / "run")["model"])
+    assert holdfast.verify(folder / "run").status == "OK"
+    step_of(training)
+    training.run.save(step=2).wait()
+    training.run.close()
+    dist.barrier()
+    assert not differences(full(training.net.state_dict()), holdfast.load(folder / "run")["model"])
+    dist.barrier()
+
+
 SCENES: dict[str, Callable[[Path], None]] = {
-    one.__name__: one for one in (resume, leave, go_on, failing, absent, damaged, told, mixed)
+    one.__name__: one
+    for one in [
+        *(resume, leave, go_on, failing, absent, damaged, told, mixed, converted),
+        *(dcp_failing, copy_on_step, torn, erring),
+    ]
 }
 
 if __name__ == "__main__":

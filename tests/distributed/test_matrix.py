@@ -77,6 +77,16 @@ def test_a_sharded_checkpoint_becomes_one_file(saved: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shards_and_a_single_file_go_back_onto_many_ranks(saved: Path, tmp_path: Path, ranks: int) -> None:
+    place = tmp_path / "converted"
+    holdfast.convert(saved / "fsdp-4", place / "one.safetensors")
+    assert holdfast.convert(place / "one.safetensors", place / "shards", shards=4).shards == 4
+    shutil.copy(saved / "fsdp-4.truth", place / "truth")
+    assert torchrun(ranks, "run_together.py", "converted", tmp_path).count("done") == ranks
+
+
+@pytest.mark.timeout(180)
 def test_the_command_line_shows_whole_tensors(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["inspect", str(saved / "fsdp-4"), "--json"])

@@ -23,7 +23,6 @@ from holdfast.distributed import HoldfastReader, HoldfastWriter
 from holdfast.distributed.writer import HoldfastWriter as Direct
 from holdfast.errors import ArgumentError
 from holdfast.storage.syscalls import Syscalls
-from holdfast.training import together
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -106,13 +105,6 @@ def group_of_one(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group_of_one")
-def test_a_run_of_several_processes_is_not_kept_in_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "is_several", lambda: True)
-    with pytest.raises(ArgumentError, match="run of several processes is not kept in a store in this version"):
-        holdfast.Run("s3://bucket/run", model=torch.nn.Linear(1, 1))
 
 
 @pytest.mark.usefixtures("group_of_one")
@@ -202,6 +194,8 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
 def test_without_collectives_nothing_can_be_committed(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="use_collectives=False no rank knows"):
         Direct(tmp_path / "c").set_up_storage_writer(True, rank=0, use_collectives=False)
+    with pytest.raises(ArgumentError, match="`s3://b/c`: HoldfastWriter writes into a folder of a disk that ranks"):
+        Direct("s3://b/c").set_up_storage_writer(True, rank=0)
     with pytest.raises(ArgumentError, match="no folder to save into"):
         Direct().set_up_storage_writer(True, rank=0, use_collectives=False)
     with pytest.raises(ArgumentError, match="nothing to load"):

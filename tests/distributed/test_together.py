@@ -17,6 +17,13 @@ def test_two_ranks_save_resume_fail_and_leave_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
+def test_a_background_save_of_several_ranks_copies_on_step(tmp_path: Path) -> None:
+    said = torchrun(2, "run_together.py", "copy_on_step,torn,erring", tmp_path)
+    assert said.count("done") == 6
+    assert said.count("It is saved again, and from now on everything is copied first") == 2
+
+
+@pytest.mark.timeout(180)
 def test_each_wrapper_is_restored_from_a_run_of_another(tmp_path: Path) -> None:
     assert torchrun(4, "run_together.py", "mixed", tmp_path).count("done") == 4
 
@@ -36,15 +43,22 @@ def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) ->
 
 
 @pytest.mark.timeout(180)
-def test_a_rank_that_is_killed_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    found = json.loads(alone("killed.py", tmp_path, 12).splitlines()[-1])
+def test_what_a_rank_raises_fails_dcp_on_all_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    assert torchrun(3, "run_together.py", "dcp_failing", tmp_path).count("done") == 3
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", ["run", "dcp"])
+def test_a_rank_that_is_killed_leaves_the_last_checkpoint(tmp_path: Path, how: str) -> None:
+    found = json.loads(alone("killed.py", tmp_path, 12, how).splitlines()[-1])
     assert found["kills"] >= 4
     assert found["old"] + found["new"] == found["kills"]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_rank_that_is_killed_anywhere_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    found = json.loads(alone("killed.py", tmp_path, 1, timeout=880).splitlines()[-1])
+@pytest.mark.parametrize("how", ["run", "dcp"])
+def test_a_rank_that_is_killed_anywhere_leaves_the_last_checkpoint(tmp_path: Path, how: str) -> None:
+    found = json.loads(alone("killed.py", tmp_path, 1, how, timeout=880).splitlines()[-1])
     assert found["kills"] == found["calls"]
     assert found["old"] + found["new"] == found["kills"]

@@ -31,6 +31,30 @@ def test_a_box_is_the_bytes_that_numpy_slices(cut: tuple[int, ...]) -> None:
             assert found.source.read(found.offset + 1, len(wanted) - 2) == wanted[1:-1]
 
 
+@pytest.mark.parametrize(
+    ("shape", "low", "high"),
+    [
+        ((3000, 1024), (7, 100), (2990, 612)),  # a few megabytes of short runs
+        ((3000, 1024), (0, 1000), (3000, 1001)),  # far apart
+        ((40, 60, 1000), (3, 5, 10), (39, 55, 990)),  # at two distances
+        ((6, 600_000), (1, 5), (6, 599_000)),  # two do not fit a block
+        ((3, 3_000_000), (0, 1), (3, 2_999_999)),  # one does not
+    ],
+)
+@pytest.mark.parametrize("cut", [(), (0,), (1,)])
+def test_large_boxes_are_read_in_many_blocks(
+    shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...], cut: tuple[int, ...]
+) -> None:
+    whole = np.random.default_rng(5).integers(0, 255, shape, dtype=np.uint8)
+    leaf = _split(whole, cut) if cut else _leaf(whole)
+    wanted = whole[tuple(map(slice, low, high))].tobytes()
+    box = Box(low, tuple(end - at for at, end in zip(low, high, strict=True)))
+    found = boxed(leaf, box).segment
+    assert found.source.read(found.offset, found.length) == wanted
+    at, end = len(wanted) // 3 + 1, len(wanted) - 5
+    assert found.source.read(found.offset + at, end - at) == wanted[at:end]
+
+
 def _leaf(data: NDArray[np.uint8]) -> StoredTensor:
     return StoredTensor(TensorSpec("uint8", data.shape), Segment(MemorySource(data.tobytes()), 0, data.nbytes, "w"))
 

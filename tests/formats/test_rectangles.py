@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from holdfast.errors import CorruptFile, RefusedFile
 from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.boxes import MAX_RECTANGLES
-from holdfast.formats.gathering import gather
+from holdfast.formats.gathering import Gathered
 from holdfast.formats.rectangles import Assembled, Rectangle, check_cover
 from holdfast.spec import TensorSpec, contiguous_stride
 from holdfast.storage.source import MemorySource
@@ -30,7 +30,8 @@ def part(whole: bytes, spec: TensorSpec, box: Box, *, columns: bool = False, dam
     order = sizes[::-1] if columns else sizes
     steps = strides[::-1] if columns else strides
     start = sum(at * step for at, step in zip(offsets, strides, strict=True)) * spec.itemsize
-    data = bytes(gather(whole[start:], TensorSpec(spec.dtype, order, steps)))
+    rows = Gathered(MemorySource(whole[start:]), TensorSpec(spec.dtype, order, steps))
+    data = rows.read(0, rows.size)
     crc = zlib.crc32(data) ^ damaged
     stride = tuple(reversed(contiguous_stride(order))) if columns else None
     return Rectangle(

@@ -6,7 +6,9 @@ import importlib
 from types import ModuleType
 
 import pytest
+import torch
 
+import holdfast
 from holdfast.runs.checkpoint import open_checkpoint
 from holdfast.storage.places import open_source, place_of
 from holdfast.storage.remote import store
@@ -52,3 +54,16 @@ def test_opening_a_checkpoint_asks_for_each_container(faulty: Bucket) -> None:
         assert len(containers) >= 2
         for name in containers:
             assert faulty.server.seen(f"{name}?") == 1
+
+
+def test_a_restore_with_a_spare_downloads_once(faulty: Bucket) -> None:
+    url, net = f"{faulty.url}/w.safetensors", torch.nn.Linear(2_000, 3_000, bias=False)  # 24 MB
+    holdfast.save(net, url)
+    parts = {}
+    for spare in (False, True):
+        other = torch.nn.Linear(2_000, 3_000, bias=False)
+        faulty.server.fault("", times=0)
+        holdfast.restore(url, model=other, spare=spare)
+        parts[spare] = faulty.server.seen("GET /")
+        assert torch.equal(other.weight, net.weight)
+    assert (parts[False], parts[True]) == (7, 4)  # a header, and three parts, twice or once

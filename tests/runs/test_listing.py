@@ -64,7 +64,10 @@ def test_epochs_whose_checkpoints_are_gone_are_drawn_too(tmp_path: Path) -> None
     commit(tmp_path, 4, {"epoch": 4}, metrics={"loss": 2.0})
     gone = (EpochMetrics(1, 0, {"loss": 3.0}), EpochMetrics(3, 2, {"loss": 9.0}))
     write_run_file(tmp_path, RunFile("abc123", NOON, uncommitted=(EpochMetrics(2, 1, {"loss": 2.0}),), pruned=gone))
-    assert trend_text(standing(scan_run(tmp_path), NOON)) == "loss  █▅▁▅  3 -> 2"
+    run = standing(scan_run(tmp_path), NOON)
+    assert [line.step for line in run.history] == [1, 2]
+    assert trend_text(run) == "loss  █▅▁▅  3 -> 2"
+    assert len(listing(run, NOON).rows) == 2
 
 
 def test_one_number_makes_no_line(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from holdfast.storage.atomic import StagedFolder
 from holdfast.storage.digest import chunk_digests
 from holdfast.storage.joined import file_in_partial
 from holdfast.storage.requests import WriteRequest
+from holdfast.storage.staged import partial_of
 from tests.runs.hand_made import facts, flip
 
 SPEC = TensorSpec("uint8", (4, 3))
@@ -42,7 +43,7 @@ def commit(root: Path) -> Path:
     parts = []
     for rank, (at, rows) in enumerate(((0, 3), (3, 1))):
         data = WHOLE[at * 3 : (at + rows) * 3]
-        with file_in_partial(str(root / step_name(1)), rank_file(rank)) as staged:
+        with file_in_partial(partial_of(str(root / step_name(1))), rank_file(rank)) as staged:
             staged.write([WriteRequest(0, data)])
         parts.append(
             RankPart(rank_file(rank), FileRecord(len(data), "xxh3-128:" + "0" * 32, 0), (piece(rank, at, rows),))
@@ -119,7 +120,7 @@ def test_what_no_rank_or_two_wrote_is_not_committed() -> None:
 def test_a_container_that_another_process_did_not_finish_is_not_committed(root: Path) -> None:
     with StagedFolder(root, step_name(1)) as folder:
         part = RankPart(rank_file(0), FileRecord(9, "xxh3-128:" + "0" * 32, 0), (piece(0, 0, 3),))
-        with pytest.raises(StorageError, match="is not there, the rank that wrote it says 9"):
+        with pytest.raises(StorageError, match="is not there, its rank says 9"):
             write_sharded(folder, Document({"w": Wanted("w", SPEC)}), facts(1), [part])
 
 

@@ -159,7 +159,8 @@ def segments(file: Path) -> list[tuple[int, int]]:
         ]
 
 
-def test_one_bad_byte_in_any_tensor_changes_nothing(file: Path) -> None:
+@pytest.mark.parametrize("spare", [False, True])
+def test_one_bad_byte_in_any_tensor_changes_nothing(file: Path, spare: bool) -> None:
     live = Program(3)
     before, data = live.picture(), file.read_bytes()
     places = segments(file)
@@ -169,7 +170,7 @@ def test_one_bad_byte_in_any_tensor_changes_nothing(file: Path) -> None:
         damaged[offset + length // 2] ^= 0x10
         file.write_bytes(damaged)
         with pytest.raises(CorruptFile, match=r"at byte [\d,]+: .*corrupt. Nothing was loaded"):
-            holdfast.restore(file, **live.objects)
+            holdfast.restore(file, **live.objects, spare=spare)
         assert equal(live.picture(), before)
     file.write_bytes(data)
     holdfast.restore(file, **live.objects)
@@ -192,9 +193,9 @@ def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     state["left"] = -1
 
 
-def reads_of(file: Path, state: dict[str, int], objects: dict[str, Any]) -> int:
+def reads_of(file: Path, state: dict[str, int], objects: dict[str, Any], *, spare: bool = False) -> int:
     state["left"] = 1_000_000
-    holdfast.restore(file, **objects)
+    holdfast.restore(file, **objects, spare=spare)
     return 1_000_000 - state["left"]
 
 
@@ -221,7 +222,7 @@ def test_a_disk_that_fails_at_any_read(file: Path, failing_reads: dict[str, int]
 
 
 def test_with_a_spare_a_failing_disk_changes_nothing(file: Path, failing_reads: dict[str, int]) -> None:
-    total = reads_of(file, failing_reads, Program(2).objects)
+    total = reads_of(file, failing_reads, Program(2).objects, spare=True)
     live = Program(3)
     before = live.picture()
     for left in range(0, total, 3):

@@ -48,7 +48,7 @@ def progress(about: str, *, quiet: bool) -> Iterator[Meter]:
 
 
 def _is_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _draw(meter: Meter, done: threading.Event) -> None:

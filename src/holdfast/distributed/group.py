@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
-from holdfast.errors import HoldfastError, StorageError
+from holdfast.errors import HoldfastError, SnapshotTorn, StorageError
 
 _T = TypeVar("_T")
 _PATIENCE = datetime.timedelta(minutes=10)
@@ -96,7 +96,8 @@ class Group:
         """What ``work`` gives on every rank, in their order, on all ranks.
 
         Raises:
-            HoldfastError: of the class that the first rank raised which failed; this one's own error where it did.
+            HoldfastError: of the class that the first rank raised which failed; this one's own error where it did. But
+                not a torn snapshot where another rank has a worse reason: what is torn on all is saved again by all.
             StorageError: a rank raised something else, or is gone.
         """
         own: BaseException | None = None
@@ -106,9 +107,12 @@ class Group:
             own, mine = error, _Failed(self.rank, error)
         given: list[Any] = [None] * self.size
         self._talk(lambda dist: dist.all_gather_object(given, mine, group=self._group))
-        if own is not None:
+        failed = [one for one in given if isinstance(one, _Failed)]
+        worse = [one for one in failed if one.kind is not SnapshotTorn] or failed
+        if own is not None and (not isinstance(own, SnapshotTorn) or worse[0].kind is SnapshotTorn):
             raise own
-        _raise_first(given)
+        if worse:
+            raise worse[0].error()
         return given
 
     def any(self, value: bool) -> bool:
@@ -128,12 +132,6 @@ class Group:
                 "committed is as it was; start the ranks again",
                 file=self._name,
             ) from reason
-
-
-def _raise_first(given: Sequence[Any]) -> None:
-    for one in given:
-        if isinstance(one, _Failed):
-            raise one.error()
 
 
 def _patience() -> datetime.timedelta:

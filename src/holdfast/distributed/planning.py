@@ -78,7 +78,7 @@ def local_state(tree: Tree, *, shared: Collection[Path] = (), prefix: str = "") 
         box = boxes.get(id(leaf))
         if box is None or box[0] == leaf.spec.shape:
             wanted[id(leaf)] = _whole(prefix, leaf, reference, packed[name])
-            part, both = Part(prefix + name, _stored(packed[name])), box is not None or path in shared
+            part, both = Part(prefix + name, packed[name].leaf), box is not None or path in shared
         else:
             shape, offsets = box
             if not _is_alone(reference, packed[name], leaf):
@@ -112,11 +112,6 @@ def _unwrapped(tree: Tree, boxes: dict[int, Any]) -> Tree:
     for _, leaf in leaves(tree.payload["data"]):
         boxes[id(leaf)] = tuple(tree.payload["shape"]), tuple(tree.payload["at"])
     return tree.payload["data"]
-
-
-def _stored(entry: Packed) -> StoredTensor:
-    segment = Segment(entry.source, entry.start, entry.length, entry.name)
-    return StoredTensor(TensorSpec(entry.dtype, entry.shape), segment)
 
 
 def _is_alone(reference: Reference, entry: Packed, leaf: StoredTensor) -> bool:

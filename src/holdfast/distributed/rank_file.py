@@ -12,8 +12,7 @@ from holdfast.runs.manifest import FileRecord
 from holdfast.runs.placing import Stored
 from holdfast.runs.sharded import Piece, RankPart, box_text, rank_file
 from holdfast.storage.digest import digest_bytes
-from holdfast.storage.joined import file_in_partial
-from holdfast.storage.source import FileSource
+from holdfast.storage.places import place_of
 
 
 class Part(msgspec.Struct, eq=False):
@@ -37,25 +36,25 @@ class Part(msgspec.Struct, eq=False):
         return f"{self.key}[{box_text(self.offsets, self.leaf.spec.shape)}]"
 
 
-def write_rank_file(path: str, rank: int, parts: Sequence[Part], *, durable: bool = True) -> RankPart:
-    """Writes the container of a rank into the folder that rank 0 has begun; nobody sees it before the commit.
+def write_rank_file(partial: str, rank: int, parts: Sequence[Part], *, durable: bool = True) -> RankPart:
+    """Writes the container of a rank into the checkpoint that rank 0 has begun; nobody sees it before the commit.
 
     Args:
-        path: of the checkpoint's folder, as it will be named.
+        partial: where the files of the checkpoint are, as rank 0 says.
         rank: whose container it is.
         parts: what goes in.
         durable: whether it is on the medium on return.
 
     Raises:
-        StorageError: the disk is full or failed, or is not the one that rank 0 sees.
+        StorageError: the disk or the store is full or failed, or is not the one that rank 0 sees.
     """
     file = rank_file(rank)
     if not parts:
         return RankPart(file, None)
-    with file_in_partial(path, file, durable=durable) as staged:
+    with place_of(partial).add(partial, file, durable=durable) as staged:
         placed = write_tensors(staged, [(part.name, part.leaf) for part in parts])
         head = min(one.offset for one in placed)
-        header = FileSource(staged.fd, name=staged.path)
+        header = staged.written()
         try:
             record = FileRecord(staged.size, digest_bytes(header.read(0, head)), head)
         finally:

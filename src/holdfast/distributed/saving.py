@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
 import msgspec
@@ -18,7 +17,8 @@ from holdfast.runs.room import check_run_room
 from holdfast.runs.sharded import RankPart, write_sharded
 from holdfast.spec import Path
 from holdfast.state.values import Tree
-from holdfast.storage.atomic import StagedFolder
+from holdfast.storage.output import pass_over
+from holdfast.storage.places import StagedStep, place_of
 
 RANKS = "ranks"
 """The part of a run's tree that has what each rank has of its own: a list, by rank."""
@@ -40,7 +40,7 @@ class Told(msgspec.Struct, frozen=True):
 
 def stage_together(
     group: Group, root: str, document: Document, manifest: Manifest | None, shared: Collection[Path]
-) -> tuple[StagedFolder | None, Manifest]:
+) -> tuple[StagedStep | None, Manifest]:
     """Writes and flushes one checkpoint on all ranks. A step that all take; what one raises, all do.
 
     Args:
@@ -54,13 +54,13 @@ def stage_together(
         The folder to commit, on rank 0, and None on the others; and the manifest as it was written.
 
     Raises:
-        StorageError: a disk is full or failed on some rank, or a rank is gone; nothing was committed.
+        StorageError: a disk or the store is full or failed on some rank, or a rank is gone; nothing was committed.
     """
     save = _Save(group, root, document, manifest)
     try:
         claims = group.each(lambda: save.claims(shared))
-        path, dealt = group.ask(lambda: save.begin(claims))
-        told = group.each(lambda: save.write(path, dealt[group.rank]))
+        partial, dealt = group.ask(lambda: save.begin(claims))
+        told = group.each(lambda: save.write(partial, dealt[group.rank]))
         return save.folder, group.ask(lambda: save.finish(told))
     except BaseException:
         if save.folder is not None:
@@ -72,7 +72,7 @@ class _Save:
     """One save, as one rank sees it."""
 
     def __init__(self, group: Group, root: str, document: Document, manifest: Manifest | None) -> None:
-        self.folder: StagedFolder | None = None
+        self.folder: StagedStep | None = None
         self._group, self._root, self._document, self._manifest = group, root, document, manifest
         self._main = self._own = Local(None, [], [])
 
@@ -85,18 +85,26 @@ class _Save:
         return self._main.claims
 
     def begin(self, claims: list[list[Claim]]) -> tuple[str, list[list[int]]]:
-        """Deals out and makes the folder, on rank 0."""
+        """Deals out and begins the checkpoint, on rank 0; says where its files go."""
         if self._manifest is None:
             raise ArgumentError(f"`{self._root}`: rank 0 has no manifest")
         dealt = deal(claims)
         check_run_room(self._root, total(claims, dealt))
-        self.folder = StagedFolder(self._root, step_name(self._manifest.step))
-        return os.path.join(self._root, step_name(self._manifest.step)), dealt
+        self.folder = place_of(self._root).stage_step(self._root, step_name(self._manifest.step))
+        return self.folder.partial, dealt
 
-    def write(self, path: str, numbers: list[int]) -> Told:
+    def write(self, partial: str, numbers: list[int]) -> Told:
         """Writes what was dealt to this rank."""
+        self._pass_over(set(numbers))
         parts = [self._main.parts[number] for number in numbers] + self._own.parts
-        return Told(write_rank_file(path, self._group.rank, parts), self._own.tree)
+        return Told(write_rank_file(partial, self._group.rank, parts), self._own.tree)
+
+    def _pass_over(self, mine: set[int]) -> None:
+        """Lets go of what other ranks write: a background save need not keep it from the next step."""
+        sources = [part.leaf.segment.source for part in self._main.parts]
+        read = {id(source) for number, source in enumerate(sources) if number in mine}
+        for source in {id(source): source for source in sources if id(source) not in read}.values():
+            pass_over(source)
 
     def finish(self, told: list[Told]) -> Manifest:
         """Writes what makes a checkpoint of it, on rank 0."""

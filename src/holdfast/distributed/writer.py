@@ -27,7 +27,9 @@ from holdfast.serialization.lowering import DTYPE_NAMES
 from holdfast.spec import TensorSpec
 from holdfast.state.values import Tree
 from holdfast.storage.atomic import StagedFolder
+from holdfast.storage.places import is_url
 from holdfast.storage.source import shown
+from holdfast.storage.staged import partial_of
 
 
 class HoldfastWriter(StorageWriter):
@@ -93,10 +95,17 @@ class HoldfastWriter(StorageWriter):
         return self._path
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Takes the rank; refuses a save in which no rank knows what the others wrote."""
+        """Takes the rank; refuses a store, and a save in which no rank knows what the others wrote."""
+        target = self._target
+        if is_url(target):
+            raise ArgumentError(
+                f"`{shown(target)}`: HoldfastWriter writes into a folder of a disk that ranks share, and exchanges "
+                "what is there in a single step; give it a path. A Run keeps its steps in a store",
+                file=target,
+            )
         if not kwargs.get("use_collectives", True):
             raise ArgumentError(
-                f"`{shown(self._target)}`: with use_collectives=False no rank knows when all have written, and nothing "
+                f"`{shown(target)}`: with use_collectives=False no rank knows when all have written, and nothing "
                 "can be committed as a whole; leave it out"
             )
         self._rank = kwargs.get("rank", 0)
@@ -126,7 +135,7 @@ class HoldfastWriter(StorageWriter):
         """Writes and flushes what the plan gives this rank."""
         parts: list[Part] = []
         results = [self._take(item, planner, parts) for item in plan.items]
-        written = write_rank_file(self._target, self._rank, parts, durable=self._durable)
+        written = write_rank_file(partial_of(self._target), self._rank, parts, durable=self._durable)
         size = 0 if written.record is None else written.record.size
         future: Future[list[WriteResult]] = Future()
         future.set_result([*results, WriteResult(MetadataIndex(""), size, written)])

@@ -1,4 +1,4 @@
-"""One file as another: checked, written, read again and compared before it takes its place.
+"""One file as another, or as several: checked, written, read again and compared before it takes its place.
 
 Tensors are streamed from file to file through small blocks. What the new format can't hold is listed and refused,
 unless the caller drops it by name.
@@ -6,16 +6,18 @@ unless the caller drops it by name.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from holdfast.errors import CorruptFile, RefusedFile, UnsupportedValue
+from holdfast.errors import ArgumentError, CorruptFile, RefusedFile, UnsupportedValue
 from holdfast.formats.base import Container, Document, Segment, StoredTensor
 from holdfast.formats.damage import verify_segments
 from holdfast.formats.detect import open_container
-from holdfast.formats.index import users_metadata
+from holdfast.formats.index import ShardedContainer, open_index, users_metadata
 from holdfast.formats.lost import Lost, listed
 from holdfast.formats.npz_names import arrays_of
 from holdfast.formats.packing import clusters
@@ -29,20 +31,29 @@ from holdfast.state.paths import dotted, matches, printable
 from holdfast.state.values import Opaque, Tree, Typed
 from holdfast.storage.source import ByteSource
 
+if TYPE_CHECKING:
+    from holdfast.formats.sharding import Cut
+
+SHARDED = ShardedContainer.format
+"""What several files are called: a format beside those of one file."""
+ROWS = ("safetensors", SHARDED)
+"""Formats of named rows of bytes with a record of all else."""
+
 
 class ConvertReport(msgspec.Struct, frozen=True):
     """What one conversion wrote, after it was read again and found equal.
 
     Attributes:
         file: where, as the caller named it.
-        format: what was written: ``pt``, ``safetensors``, ``npz`` or ``torch-legacy``.
+        format: what was written: ``pt``, ``safetensors``, ``npz`` or ``torch-legacy``; ``sharded`` for several files.
         tensors: how many tensors the tree has, aliases included.
-        bytes: size of the file.
+        bytes: size of the file, or of all of them.
         seconds: from the call to the commit.
         shared: dotted paths of tensors that lie in one memory.
         renamed: dotted path to the name that a plain reader of the file finds instead.
         dropped: dotted paths of what was left out, as asked for.
         notes: what a reader of the file should know.
+        shards: files that the tensors went into.
     """
 
     file: str
@@ -54,6 +65,7 @@ class ConvertReport(msgspec.Struct, frozen=True):
     renamed: dict[str, str] = {}
     dropped: list[str] = []
     notes: list[str] = []
+    shards: int = 1
 
 
 def convert_container(
@@ -62,14 +74,16 @@ def convert_container(
     *,
     format: str | None = None,  # noqa: A002  (the word users know from other libraries)
     drop: Sequence[str] = (),
+    cut: Cut | None = None,
 ) -> ConvertReport:
-    """Writes what an open container holds as one file, and proves it equal.
+    """Writes what an open container holds as one file, or as a folder of shards, and proves it equal.
 
     Args:
         container: any format that is read; the caller closes it.
         f: a path or an object with ``write``; replaced only when the proof holds.
         format: as in :func:`format_for`.
         drop: globs of dotted paths to leave out; ``metadata.KEY`` names a text of the user.
+        cut: into how many files, in a folder ``f``; None for one file.
 
     Returns:
         What was written.
@@ -82,13 +96,23 @@ def convert_container(
         StorageError: writing failed; what was there before is intact.
     """
     try:
-        return _converted(container, f, format_for(f, format), drop)
+        name = format_for(f, format) if cut is None else _sharded(f, format)
+        return _converted(container, f, name, drop, cut)
     except RecursionError:
         file = container.file
         raise RefusedFile(f"`{printable(file)}`: is nested too deep to be converted from here", file=file) from None
 
 
-def _converted(container: Container, f: Destination, name: str, drop: Sequence[str]) -> ConvertReport:
+def _sharded(f: Destination, wanted: str | None) -> str:
+    """The name of the format for shards, whose destination is a folder."""
+    if wanted not in (None, "safetensors"):
+        raise ArgumentError(f"shards are safetensors files; leave format={wanted!r} out, or the shards")
+    if not isinstance(f, str | os.PathLike):
+        raise ArgumentError(f"shards are written into a folder; give its path, not a {type(f).__name__}")
+    return SHARDED
+
+
+def _converted(container: Container, f: Destination, name: str, drop: Sequence[str], cut: Cut | None) -> ConvertReport:
     begin = time.perf_counter()
     document, left_out = _without(container, drop)
     _refuse_lost(_lost(document, name), shown_name(f), name)
@@ -96,7 +120,12 @@ def _converted(container: Container, f: Destination, name: str, drop: Sequence[s
     notes = _verified([leaf for _, leaf in stored])
     document, spared = _trimmed(document)
     proof = _Proof(document, shown_name(f), name)
-    size, told = write_document(document, f, name, check=proof.hold)
+    if cut is None:
+        count, (size, told) = 1, write_document(document, f, name, check=proof.hold)
+    else:
+        from holdfast.formats.sharding import write_shards  # what stages folders is loaded by who needs it
+
+        count, size, told = write_shards(document, shown_name(f), cut, proof.hold_index)
     if spared:
         notes.append(f"{spared:,} bytes of the source belong to no tensor and were left behind")
     shared = [list(group) for group in shared_groups(document.tree)]
@@ -109,7 +138,8 @@ def _converted(container: Container, f: Destination, name: str, drop: Sequence[s
         shared=shared,
         renamed=proof.renamed,
         dropped=left_out,
-        notes=notes + told + _plainer(document, name, shared=bool(shared)),
+        notes=[*notes, *told, *_plainer(document, name, shared=bool(shared))],
+        shards=count,
     )
 
 
@@ -134,7 +164,7 @@ def _lost(document: Document, name: str) -> list[Lost]:
     """What is known from the outset to have no place in a format."""
     if name == "npz":
         return arrays_of(document)[1]
-    if name == "safetensors":
+    if name in ROWS:
         return []
     lost = [Lost(f"metadata.{key}", "metadata") for key in document.metadata if name == "torch-legacy"]
     return lost + _objects(document.tree)
@@ -243,7 +273,14 @@ class _Proof:
             UnsupportedValue: values came back as others.
             CorruptFile: a tensor's bytes did.
         """
-        found = open_container(written, self._file).document()
+        self._compare(open_container(written, self._file).document())
+
+    def hold_index(self, path: str) -> None:
+        """The same of an index and its shards."""
+        with open_index(path, open_container) as container:
+            self._compare(container.document())
+
+    def _compare(self, found: Document) -> None:
         compare = array_differences if self._name == "npz" else differences
         document = self._document
         if self._name == "torch-legacy":
@@ -263,7 +300,7 @@ class _Proof:
 
     def _other_names(self, tree: Tree) -> dict[str, str]:
         """Tensors that a plain reader finds under another name than their path."""
-        if self._name not in ("safetensors", "npz"):
+        if self._name not in (*ROWS, "npz"):
             return {}
         entries = {leaf.segment.name for _, leaf in leaves(tree)}
         shared = {name for group in shared_groups(tree) for name in group if group[0] in entries}

@@ -105,20 +105,6 @@ class Gathered(FilledSource):
             scatter(have, want[start:], close or [(1, 1, 1)])
 
 
-def gather(data: bytes | bytearray | memoryview, spec: TensorSpec) -> bytearray:
-    """The elements of a strided tensor in row-major order.
-
-    Args:
-        data: bytes from the first element to the last.
-        spec: dtype, shape and stride.
-    """
-    result = bytearray(spec.nbytes)
-    if result:
-        item, axes = axes_of(spec)
-        scatter(memoryview(data).cast(ITEM[item]), memoryview(result).cast(ITEM[item]), axes)
-    return result
-
-
 def axes_of(spec: TensorSpec) -> tuple[int, list[Axis]]:
     """Bytes of an item, and the axes in items, the outermost first; the last one always has neighbours side by side."""
     scale = 2 if spec.itemsize == 16 else 1  # a complex128 is copied as two words

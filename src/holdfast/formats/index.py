@@ -3,22 +3,27 @@
 The index is JSON: ``{"metadata": {"total_size": ...}, "weight_map": {TENSOR: FILE}}``, as the Hugging Face libraries
 write it (https://huggingface.co/docs/transformers/big_models). It may come from anywhere, so the files that it names
 are opened inside its own folder only.
+
+One that we write begins with a record under the metadata key ``holdfast``: the tree that the tensors stand in, as in a
+single safetensors file, and a digest of the whole index, written as zeros for its own computation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from holdfast.errors import CorruptFile, NotFound, RefusedFile, UnknownFormat
-from holdfast.formats.base import INDEX_SUFFIX, Container, Document, Segment
-from holdfast.formats.safetensors import SafetensorsContainer
+from holdfast.formats.base import INDEX_SUFFIX, Container, Document, Segment, StoredTensor
+from holdfast.formats.safetensors import NO_DIGEST, VERSION, SafetensorsContainer, recorded
+from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
 from holdfast.state.values import Tree, Typed
+from holdfast.storage.digest import digest_bytes
 from holdfast.storage.source import ByteSource, FileSource
 
 INDEX_LIMIT = 100_000_000
@@ -34,9 +39,39 @@ _USUAL = (
 )
 
 
+RECORD = "holdfast"
+"""The metadata key of our record."""
+TOTAL = "total_size"
+"""The metadata key of the bytes of all tensors: the index's own count."""
+_START = f'{{"metadata":{{"{RECORD}":{{"version":{VERSION},"digest":"'.encode()
+_DIGEST = slice(len(_START), len(_START) + len(NO_DIGEST))
+
+
+class _Record(msgspec.Struct):
+    version: int
+    digest: str
+    tree: Any
+    objects: Any
+
+
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
     metadata: dict[str, Any] | None = None
+    record: _Record | None = None
+
+
+def encode_index(tree: Any, objects: Any, metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> bytes:
+    """The bytes of an index of ours.
+
+    Args:
+        tree: as :func:`holdfast.state.encoding.to_json` gives it; its tensors are references, as in a single file.
+        objects: the same of what was recorded of each object.
+        metadata: all other keys.
+        weight_map: the file of each entry.
+    """
+    record = _Record(VERSION, NO_DIGEST, tree, objects)
+    data = dumps({"metadata": {RECORD: record, **metadata}, "weight_map": weight_map})
+    return data[: _DIGEST.start] + digest_bytes(data).encode() + data[_DIGEST.stop :]
 
 
 def find(folder: str) -> str:
@@ -104,9 +139,12 @@ class ShardedContainer(Container):
     def __init__(self, path: str, index: _Index, shards: dict[str, Container]) -> None:
         self.file = path
         self._shards = shards
+        self._record = index.record
+        own = () if index.record is None else (RECORD, TOTAL)
         self._metadata = {
             key: value if isinstance(value, str) else msgspec.json.encode(value).decode()
             for key, value in (index.metadata or {}).items()
+            if key not in own
         }
         held = {shard: _by_name(container) for shard, container in shards.items()}
         self._tree = {}
@@ -121,8 +159,11 @@ class ShardedContainer(Container):
             self._tree[name] = held[shard][name]
 
     def document(self) -> Document:
-        """A dict of the tensors that the index lists, by name, in its order."""
-        return Document(dict(self._tree), metadata=self._metadata)
+        """The tree: from our record when there is one, else a dict of what the index lists, by name, in its order."""
+        if self._record is None:
+            return Document(dict(self._tree), metadata=self._metadata)
+        tensors = {name: leaf for name, leaf in self._tree.items() if type(leaf) is StoredTensor}
+        return recorded(self._record.tree, self._record.objects, tensors, self._metadata, self.file)
 
     def segments(self) -> list[Segment]:
         """The bytes of all shards."""
@@ -150,9 +191,30 @@ def _read_index(path: str) -> _Index:
             )
         data = source.read(0, source.size)
     try:
-        return msgspec.json.decode(data, type=_Index)
+        index = msgspec.json.decode(data, type=_Index)
+        given = (index.metadata or {}).get(RECORD)
+        index.record = None if given is None else msgspec.convert(given, _Record)
     except (msgspec.DecodeError, RecursionError, ValueError) as reason:
         raise CorruptFile(f"`{printable(path)}`: is no index of shards: {str(reason)[:200]}", file=path) from None
+    if index.record is not None:
+        _check_record(data, index.record, path)
+    return index
+
+
+def _check_record(data: bytes, record: _Record, path: str) -> None:
+    if record.version != VERSION:
+        raise UnknownFormat(
+            f"`{printable(path)}`: its record has version {record.version}, this holdfast reads version {VERSION}; a "
+            "newer holdfast wrote it",
+            file=path,
+        )
+    found = digest_bytes(data[: _DIGEST.start] + NO_DIGEST.encode() + data[_DIGEST.stop :])
+    if not data.startswith(_START) or record.digest != found:
+        raise CorruptFile(
+            f"`{printable(path)}`: has digest {found}, the record in it says {printable(record.digest[:80])}: damaged, "
+            f"or rewritten by a program that copied the metadata key `{RECORD}`, which must then be left out",
+            file=path,
+        )
 
 
 def _open_shard(path: str, shard: str, count: int, open_shard: OpenContainer) -> Container:
@@ -220,5 +282,5 @@ def _refuse_outside(path: str, folder: str, shard: str) -> None:
 
 def users_metadata(container: Container, document: Document) -> dict[str, str]:
     """The user's own strings, without an index's own count, which is true of its shards alone."""
-    own = {"total_size"} if isinstance(container, ShardedContainer) else set()
+    own = {TOTAL} if isinstance(container, ShardedContainer) else set()
     return {key: text for key, text in document.metadata.items() if key not in own}

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import UnsupportedValue
-from holdfast.formats.base import StoredTensor
+from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.gathering import ITEM, Gathered
 from holdfast.formats.safetensors_header import RESERVED, shown
 from holdfast.formats.tensors import needed_bytes
@@ -42,6 +42,12 @@ class Packed(msgspec.Struct, eq=False, gc=False):
     source: ByteSource
     start: int
     length: int
+
+    @property
+    def leaf(self) -> StoredTensor:
+        """The entry as a tensor of its own."""
+        segment = Segment(self.source, self.start, self.length, self.name)
+        return StoredTensor(TensorSpec(self.dtype, self.shape), segment)
 
 
 Reference = str | list[Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import threading
+from collections.abc import Iterator
 
 from holdfast.formats.base import Segment, StoredTensor
 from holdfast.formats.boxes import Box as Box
@@ -17,9 +18,8 @@ from holdfast.formats.damage import verify_segments
 from holdfast.formats.packing import tensor_bytes
 from holdfast.spec import CHUNK, TensorSpec, contiguous_stride
 from holdfast.storage.source import ByteSource, FilledSource, check_inside
+from holdfast.storage.workers import BLOCK, PAGE, lent_block
 
-_SPAN = 4 << 20
-"""Bytes that are read at once where a rectangle is many short runs."""
 _NEAR = 16
 """How many times longer than the runs in it a span may be: reading past a gap costs less than another call."""
 
@@ -61,6 +61,14 @@ class _Runs:
             at += index * step
         return at
 
+    def starts(self, first: int, stop: int) -> Iterator[int]:
+        """The first bytes of the runs from ``first`` to ``stop``: on the innermost axis they lie at equal distances."""
+        inner, step = (self._sizes[-1], self._steps[-1]) if self._sizes else (1, 1)
+        while first < stop:
+            count, begin = min(inner - first % inner, stop - first), self.start(first)
+            yield from range(begin, begin + count * step, step)
+            first += count
+
 
 class _Rows(_Runs):
     """Where the bytes of one rectangle go in the whole tensor."""
@@ -86,11 +94,11 @@ class _Rows(_Runs):
             return
         block = memoryview(bytearray(high - low))
         self.source.read_into(low, block)
-        for number in range(first, stop):
-            start = self.start(number)
-            at, until = max(start, begin), min(start + self.run, end)
-            place = number * self.run + at - start - low
-            buffer[at - begin : until - begin] = block[place : place + until - at]
+        run, place = self.run, first * self.run - low
+        for start in self.starts(first, stop):
+            at, until = max(start, begin), min(start + run, end)  # the first and the last may be cut
+            buffer[at - begin : until - begin] = block[place + at - start : place + until - start]
+            place += run
 
 
 class Assembled(ComposedSource):
@@ -122,6 +130,9 @@ class Assembled(ComposedSource):
     def parts(self) -> list[Rectangle]:
         """The rectangles that have elements."""
         return [row.part for row in self._rows]
+
+    def beneath(self) -> ByteSource | None:
+        return self._rows[0].part.leaf.segment.source if self._rows else None
 
     def trust(self) -> None:
         with self._lock:
@@ -211,6 +222,10 @@ class Boxed(ComposedSource):
         chunks = segment.chunks[first : last + 1]
         return [Segment(segment.source, segment.offset + begin, end - begin, segment.name, chunks)]
 
+    def beneath(self) -> ByteSource | None:
+        source = self._leaf.segment.source
+        return source.beneath() if isinstance(source, ComposedSource) else source
+
     def trust(self) -> None:
         self._checked = True
 
@@ -223,28 +238,34 @@ class Boxed(ComposedSource):
         view, run, done = buffer.cast("B"), self._runs.run, 0
         while done < view.nbytes:
             number, inside = divmod(offset + done, run)
-            if inside or run >= _SPAN or view.nbytes - done < 2 * run:
+            count = 0 if inside else self._read_runs(number, view[done:])
+            if not count:  # one run, or what is asked of it
                 count = min(run - inside, view.nbytes - done)
                 self._source.read_into(self._runs.start(number) + inside, view[done : done + count])
-                done += count
-            else:
-                done += self._read_runs(number, view[done:])
+            done += count
 
     def _read_runs(self, first: int, view: memoryview) -> int:
-        """Reads whole runs from the one with the number ``first`` at once, with the gaps between; returns the bytes."""
-        run, begin = self._runs.run, self._runs.start(first)
-        if self._runs.start(first + 1) - begin > max(_NEAR * run, 4096):
-            self._source.read_into(begin, view[:run])
-            return run
-        numbers = range(first, first + view.nbytes // run)
-        stop = bisect.bisect_right(numbers, begin + _SPAN - run, key=self._runs.start)
-        chosen = numbers[: max(stop, 1)]
-        block = memoryview(bytearray(self._runs.start(chosen[-1]) + run - begin))
-        self._source.read_into(begin, block)
-        for index, number in enumerate(chosen):
-            at = self._runs.start(number) - begin
-            view[index * run : (index + 1) * run] = block[at : at + run]
-        return len(chosen) * run
+        """Reads neighbouring runs from the one with the number ``first`` at once, with the gaps between.
+
+        Returns:
+            Their bytes; 0 where they are too long or lie too far apart.
+        """
+        run, begin, most = self._runs.run, self._runs.start(first), view.nbytes // self._runs.run
+        if most < 2 or self._runs.start(first + 1) - begin > max(_NEAR * run, PAGE):
+            return 0
+        numbers = range(first, first + most)
+        count = bisect.bisect_right(numbers, begin + BLOCK - run, key=self._runs.start)
+        if count < 2:
+            return 0
+        with lent_block() as lent:
+            block = lent[: self._runs.start(first + count - 1) + run - begin]
+            self._source.read_into(begin, block)
+            place = 0
+            for start in self._runs.starts(first, first + count):
+                at = start - begin
+                view[place : place + run] = block[at : at + run]
+                place += run
+        return place
 
 
 def _moved(box: Box, offsets: tuple[int, ...]) -> Box:

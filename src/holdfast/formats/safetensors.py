@@ -145,18 +145,7 @@ class SafetensorsContainer(Container):
         tensors = self.tensors()
         if self._record is None:
             return Document(dict(tensors), metadata=self.metadata)
-        file = self.file
-
-        def leaf(reference: Any) -> StoredTensor:
-            if type(reference) is str and reference in tensors:
-                return tensors[reference]
-            return _referred(reference, tensors, file)
-
-        tree = from_json(self._record.tree, leaf, file)
-        objects = from_json(self._record.objects, leaf, file)
-        if type(objects) is not dict or any(type(value) is not dict for value in objects.values()):
-            raise corrupt(file, "the objects in its record are not a dict of dicts")
-        return Document(tree, objects, self.metadata)
+        return recorded(self._record.tree, self._record.objects, tensors, self.metadata, self.file)
 
     def segments(self) -> list[Segment]:
         """The bytes of each entry, with chunk digests when our record has them."""
@@ -164,6 +153,34 @@ class SafetensorsContainer(Container):
 
     def close(self) -> None:
         self._source.close()
+
+
+def recorded(
+    tree: Any, objects: Any, tensors: dict[str, StoredTensor], metadata: dict[str, str], file: str
+) -> Document:
+    """The document that a record of ours describes.
+
+    Args:
+        tree: as the record has it.
+        objects: likewise.
+        tensors: the entries that it refers to, by name.
+        metadata: the user's own strings.
+        file: what messages call it.
+
+    Raises:
+        CorruptFile: it is no tree, or refers to what is not there.
+    """
+
+    def leaf(reference: Any) -> StoredTensor:
+        if type(reference) is str and reference in tensors:
+            return tensors[reference]
+        return _referred(reference, tensors, file)
+
+    found = from_json(tree, leaf, file)
+    of_objects = from_json(objects, leaf, file)
+    if type(of_objects) is not dict or any(type(value) is not dict for value in of_objects.values()):
+        raise corrupt(file, "the objects in its record are not a dict of dicts")
+    return Document(found, of_objects, metadata)
 
 
 def _checked_record(checked: Header, file: str) -> Record | None:

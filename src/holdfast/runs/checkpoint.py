@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast.errors import CorruptFile, NotFound
@@ -22,6 +23,9 @@ from holdfast.state.paths import dotted, printable
 from holdfast.storage.digest import check_digest
 from holdfast.storage.places import is_folder, is_there, is_url, open_source
 from holdfast.storage.source import ByteSource
+
+_FAR = 8
+"""Containers of a store that are asked for at a time."""
 
 
 class Checkpoint(Container):
@@ -44,13 +48,24 @@ class Checkpoint(Container):
         )
         self._sources: dict[str, ByteSource] = {}
         try:
-            for name, record in self.manifest.files.items():
-                if name not in (ENTRIES, STATE):
-                    self._sources[name] = _open_recorded(self.data, name, record)
+            self._each([name for name in self.manifest.files if name not in (ENTRIES, STATE)], self._open)
         except BaseException:
             self.close()
             raise
         self._tensors, self._segments = self._build()
+
+    def _each(self, names: Sequence[str], do: Callable[[str], None]) -> None:
+        """Does something with each container; in a store, where it takes a way there and back, several at a time."""
+        if is_url(self.data):
+            from holdfast.storage.workers import run_jobs
+
+            run_jobs(names, do, _FAR)
+        else:
+            for name in names:
+                do(name)
+
+    def _open(self, name: str) -> None:
+        self._sources[name] = _open_recorded(self.data, name, self.manifest.files[name])
 
     def _recorded(self, name: str, limit: int) -> bytes:
         """The bytes of one of the small files, checked against the manifest."""
@@ -107,10 +122,13 @@ class Checkpoint(Container):
 
     def _check_heads(self) -> None:
         """Headers are not needed here, since entries.json says it all; but who resumes is to know of every damage."""
-        for name, source in self._sources.items():
-            record = self.manifest.files[name]
+
+        def check(name: str) -> None:
+            source, record = self._sources[name], self.manifest.files[name]
             covered = record.size if record.head is None else record.head
             check_digest(source.read(0, covered), record.digest, file=source.name)
+
+        self._each(list(self._sources), check)
 
     def segments(self) -> list[Segment]:
         """The bytes of every stored tensor with their chunk digests."""

@@ -84,13 +84,11 @@ def _facts(document: Document, container: Container | None) -> dict[str, dict[st
 
 
 def _ties(stored: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
-    """Names of tensors in one memory, for each of them."""
+    """The group of each tensor that shares its memory."""
     groups: dict[int, list[str]] = {}
     for name, leaf in stored.items():
         groups.setdefault(id(leaf.segment), []).append(name)
-    return {
-        name: [one for one in group if one != name] for group in groups.values() if len(group) > 1 for name in group
-    }
+    return {name: group for group in groups.values() if len(group) > 1 for name in group}
 
 
 def compare(left: Contents, right: Contents, glob: str | None = None) -> Diff:

@@ -52,19 +52,30 @@ def decode_entries(data: bytes, files: Mapping[str, FileRecord], file: str) -> l
             f"are not known; {' and '.join(_HEX)} of {CHUNK} bytes are",
             file=file,
         )
-    by_path: dict[Path, Entry] = {}
-    for entry in content.entries:
-        if by_path.setdefault(owner_key(entry.path), entry) is not entry:
-            raise _wrong(entry, file, "stands twice")
-    for entry in content.entries:
-        _checked(entry, file)
-        problem = _whole_problem(entry, content.entries, file) if entry.rectangles else None
-        problem = problem or _problem(entry, files, by_path, _HEX[content.algorithm])
-        if problem:
-            raise _wrong(entry, file, problem)
+    check_entries(content.entries, files, file, content.algorithm)
     if content.algorithm != ALGORITHM:
         return [_prefixed(entry, content.algorithm) for entry in content.entries]
     return content.entries
+
+
+def check_entries(
+    entries: Sequence[Entry], files: Mapping[str, FileRecord], file: str, algorithm: str = ALGORITHM
+) -> None:
+    """Checks every number in entries against the files that the manifest lists.
+
+    Raises:
+        CorruptFile: an entry that can't be; the message names it.
+    """
+    by_path: dict[Path, Entry] = {}
+    for entry in entries:
+        if by_path.setdefault(owner_key(entry.path), entry) is not entry:
+            raise _wrong(entry, file, "stands twice")
+    for entry in entries:
+        _checked(entry, file)
+        problem = _whole_problem(entry, entries, file) if entry.rectangles else None
+        problem = problem or _problem(entry, files, by_path, _HEX[algorithm])
+        if problem:
+            raise _wrong(entry, file, problem)
 
 
 def encode_state(tree: Tree, leaf: Callable[[Any], Any]) -> bytes:

@@ -18,10 +18,11 @@ from holdfast.runs.reference import locate
 from holdfast.runs.verify import VerifyReport, verify
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import StagedFolder, make_folders, remove_folder, sweep
+from holdfast.storage.descriptors import close_reading
 from holdfast.storage.digest import digest_bytes
 from holdfast.storage.places import is_there, is_url, open_source
 from holdfast.storage.requests import WriteRequest
-from holdfast.storage.source import ByteSource, close_reading
+from holdfast.storage.source import ByteSource
 
 StrPath = str | os.PathLike[str]
 

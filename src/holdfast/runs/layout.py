@@ -9,7 +9,7 @@ from collections.abc import Set
 
 from holdfast.errors import ArgumentError, NotFound, RefusedFile
 from holdfast.state.paths import printable
-from holdfast.storage.places import is_url
+from holdfast.storage.places import ATTEMPT, COMMIT, STEP, is_url
 from holdfast.storage.source import status_of
 
 RUN_FILE = "run.json"
@@ -17,16 +17,14 @@ LOCK_FILE = ".lock"
 PINS = "pins"
 SUPERSEDED = "superseded"
 QUARANTINE = "quarantine"
-MANIFEST = "manifest.json"
+MANIFEST = COMMIT
 ENTRIES = "entries.json"
 STATE = "state.json"
 REASON = "reason.json"
 CONTAINER_SUFFIX = ".safetensors"
 
 MAX_STEP = 2**63 - 1
-_STEP = re.compile(r"step-(\d{8,19})")
 _LEFTOVER = re.compile(r"\.(step-\d{8,19})\.(partial|deleting)")
-_ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -44,7 +42,7 @@ def step_name(step: int) -> str:
 
 def parse_step(name: str) -> int | None:
     """1000 for ``step-00001000``; None for any other name, also for a second spelling of the same number."""
-    match = _STEP.fullmatch(name)
+    match = STEP.fullmatch(name)
     if match is None or int(match[1]) > MAX_STEP or not name.isascii():
         return None
     step = int(match[1])
@@ -77,7 +75,7 @@ def data_folder(folder: str, data: str) -> str:
     if not data:
         return folder
     step, mark, attempt = data.partition("/")
-    if not mark or parse_step(step) is None or _ATTEMPT.fullmatch(attempt) is None:
+    if not mark or parse_step(step) is None or ATTEMPT.fullmatch(attempt) is None:
         raise RefusedFile(
             f"`{printable(folder)}`: says that its files are in {printable(data)!r}, which is no folder of a step",
             file=folder,

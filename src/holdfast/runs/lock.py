@@ -25,8 +25,9 @@ from holdfast.errors import RunLocked, StorageError
 from holdfast.runs.layout import LOCK_FILE
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import make_folders
+from holdfast.storage.descriptors import close_reading
 from holdfast.storage.places import is_url
-from holdfast.storage.source import close_reading, status_of
+from holdfast.storage.source import status_of
 
 if TYPE_CHECKING:
     from holdfast.runs.lease import RunLease

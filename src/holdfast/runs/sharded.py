@@ -14,7 +14,7 @@ import msgspec
 from holdfast.errors import ArgumentError
 from holdfast.formats.base import Document
 from holdfast.formats.boxes import Box, check_cover
-from holdfast.runs.entries import decode_entries, encode_entries, encode_state
+from holdfast.runs.entries import check_entries, encode_entries, encode_state
 from holdfast.runs.layout import ENTRIES, MANIFEST, STATE
 from holdfast.runs.manifest import FileRecord, Manifest, encode
 from holdfast.runs.placing import Member, Placement, Stored, entries, unused_path
@@ -23,8 +23,8 @@ from holdfast.spec import Entry, Path, TensorSpec
 from holdfast.state.flatten import leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Tree
-from holdfast.storage.atomic import StagedFolder
-from holdfast.storage.joined import check_file
+from holdfast.storage.joined import check_files
+from holdfast.storage.places import StagedStep
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -158,7 +158,7 @@ def box_text(offsets: Sequence[int], sizes: Sequence[int]) -> str:
     return ",".join(f"{at}:{at + size}" for at, size in zip(offsets, sizes, strict=True))
 
 
-def write_sharded(folder: StagedFolder, document: Document, manifest: Manifest, parts: Sequence[RankPart]) -> Manifest:
+def write_sharded(folder: StagedStep, document: Document, manifest: Manifest, parts: Sequence[RankPart]) -> Manifest:
     """Writes entries, state and manifest behind the containers that the ranks have written and flushed.
 
     Args:
@@ -173,14 +173,17 @@ def write_sharded(folder: StagedFolder, document: Document, manifest: Manifest, 
         UnsupportedValue: entries or values take more bytes than are read.
     """
     files = {part.file: part.record for part in parts if part.record is not None}
-    for file, record in files.items():
-        check_file(folder.partial, file, record.size)
+    check_files(folder.partial, {file: record.size for file, record in files.items()})
     found, numbers = sharded_entries(document.tree, parts, folder.path)
-    data = encode_entries(found)
-    decode_entries(data, files, os.path.join(folder.path, ENTRIES))  # what no reader would take is not committed
+    check_entries(found, files, os.path.join(folder.path, ENTRIES))  # what no reader would take is not committed
     order = iter(numbers)
-    for name, content in ((ENTRIES, data), (STATE, encode_state(document.tree, lambda _: next(order)))):
+    for name, content in (
+        (ENTRIES, encode_entries(found)),
+        (STATE, encode_state(document.tree, lambda _: next(order))),
+    ):
         files[name] = write_small(folder, name, content)
-    complete = msgspec.structs.replace(manifest, files=files, objects=document.objects, metadata=document.metadata)
+    complete = msgspec.structs.replace(
+        manifest, files=files, objects=document.objects, metadata=document.metadata, data=folder.data
+    )
     write_small(folder, MANIFEST, encode(complete))
     return complete

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from holdfast.errors import ArgumentError
 from holdfast.state.paths import printable
+
+if TYPE_CHECKING:
+    from holdfast.formats.sharding import Cut
 
 BYTES = {
     "B": 1,
@@ -35,6 +39,27 @@ def parse_size(text: str) -> int:
             f"{printable(text)!r}: a whole number above 0 and a unit are wanted: 50GB; units: {', '.join(BYTES)}"
         )
     return int(match[1]) * BYTES[match[2]]
+
+
+def parse_cut(shards: int | str | None) -> Cut | None:
+    """Into how many files: ``4``, or ``"5GB"`` for as many as keep each below that size; None for one file.
+
+    Raises:
+        ArgumentError: it is neither a number above 0 nor a size.
+    """
+    if shards is None:
+        return None
+    from holdfast.formats.sharding import Cut  # it loads what stages folders
+
+    text = str(shards)
+    if type(shards) is not bool and text.isascii() and text.isdecimal() and len(text) < 10 and int(text):
+        return Cut(count=int(text))
+    if isinstance(shards, str) and _SIZE.fullmatch(text) and text[0] != "0":
+        return Cut(size=parse_size(text))
+    raise ArgumentError(
+        f"shards={printable(repr(shards)[:40])}: a number of files above 0 is wanted, or the most bytes of one: 4, or "
+        f"5GB; units: {', '.join(BYTES)}"
+    )
 
 
 def exact_text(count: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from holdfast.errors import UnsupportedValue
-from holdfast.formats.base import Document, Segment, StoredTensor
+from holdfast.formats.base import Document
 from holdfast.formats.packing import Packed
 from holdfast.formats.safetensors_writing import write_tensors
 from holdfast.runs.entries import ENTRIES_LIMIT, STATE_LIMIT, encode_entries, encode_state
@@ -20,7 +20,6 @@ from holdfast.runs.manifest import MANIFEST_LIMIT, FileRecord, Manifest, encode
 from holdfast.runs.placing import Groups, Stored, entries, place
 from holdfast.runs.room import check_run_room
 from holdfast.runs.shards import Shards
-from holdfast.spec import TensorSpec
 from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
 from holdfast.storage.digest import digest_bytes
@@ -105,7 +104,7 @@ def _write_container(
     folder: StagedStep, file: str, packed: Sequence[Packed], stored: dict[tuple[str, str], Stored]
 ) -> FileRecord:
     with folder.file(file, shard=True) as staged:
-        written = write_tensors(staged, [(entry.name, _as_tensor(entry)) for entry in packed])
+        written = write_tensors(staged, [(entry.name, entry.leaf) for entry in packed])
         for one in written:
             stored[file, one.name] = Stored(one.offset, one.length, one.chunks)
         head = min((one.offset for one in written), default=staged.size)
@@ -114,8 +113,3 @@ def _write_container(
             return FileRecord(staged.size, digest_bytes(header.read(0, head)), head)
         finally:
             header.close()
-
-
-def _as_tensor(packed: Packed) -> StoredTensor:
-    spec = TensorSpec(packed.dtype, packed.shape)
-    return StoredTensor(spec, Segment(packed.source, packed.start, packed.length, packed.name))

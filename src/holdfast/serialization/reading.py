@@ -251,6 +251,13 @@ def fill(pairs: Sequence[tuple[StoredTensor, torch.Tensor]]) -> None:
         _fill_through_block(leaf, tensor)
 
 
+def compared_while_filled(leaf: StoredTensor, tensor: torch.Tensor) -> bool:
+    """Whether :func:`fill` reads a stored tensor straight into a live one, and compares its digests on the way."""
+    known = leaf.segment.chunks is not None or leaf.segment.crc32 is not None
+    lies = _goes_up(leaf, tensor) or (tensor.is_cpu and _lies_alike(leaf, tensor))
+    return known and lies and _fills_segment(leaf) and tuple(tensor.shape) == leaf.spec.shape
+
+
 def _request(leaf: StoredTensor, tensor: torch.Tensor) -> ReadRequest:
     if _fills_segment(leaf):
         return _whole(leaf.segment, tensor)

@@ -152,7 +152,7 @@ class Side(msgspec.Struct, frozen=True):
         tensors: by dotted path.
         values: by dotted path: what identifies the value exactly, and its text.
         facts: plain values that were recorded beside the tree, by section: ``{"metrics": {"loss": ("0.5", "0.5")}}``.
-        ties: name of a tensor -> others that lie in the same memory.
+        ties: name of a tensor -> all that lie in the same memory.
     """
 
     name: str
@@ -272,7 +272,13 @@ def _values(left: Mapping[str, tuple[str, str]], right: Mapping[str, tuple[str, 
 def _tied(side: Side, alone: Collection[Alone], word: str) -> list[str]:
     """Tensors of one side only that share the memory of one that is on both: weights that the other side unties."""
     names = {one.name for one in alone}
-    found = [
-        (one.name, others[0]) for one in alone if (others := [n for n in side.ties.get(one.name, ()) if n not in names])
-    ]
-    return [f"`{name}` of {word} shares the memory of `{other}`" for name, other in found[:_TIED]]
+    anchors: dict[int, str | None] = {}  # of each group, looked for once: a file may tie all that it has
+    notes = []
+    for one in alone:
+        group = side.ties.get(one.name, ())
+        if id(group) not in anchors:
+            anchors[id(group)] = next((name for name in group if name not in names), None)
+        other = anchors[id(group)]
+        if other is not None:
+            notes.append(f"`{one.name}` of {word} shares the memory of `{other}`")
+    return notes[:_TIED]

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 import xxhash
 
 from holdfast.errors import ArgumentError, NotFound, StorageError
+from holdfast.storage.descriptors import close_reading
 from holdfast.storage.requests import WriteRequest
-from holdfast.storage.source import FileSource, close_reading, shown
+from holdfast.storage.source import FileSource, shown
 from holdfast.storage.staged import PARTIAL, new_file, partial_of, reported
 from holdfast.storage.staged import StagedFile as StagedFile
 from holdfast.storage.syscalls import LOCAL, Syscalls

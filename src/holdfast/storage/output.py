@@ -171,6 +171,13 @@ def _some(count: int) -> int:
     return count
 
 
+def pass_over(source: object) -> None:
+    """Tells a source that nobody will read it: one that keeps bytes for a reader need not."""
+    leave = getattr(source, "leave", None)
+    if leave is not None:
+        leave()
+
+
 def take_into(source: ByteSource, start: int, block: memoryview) -> None:
     """Reads bytes for the last time: a source that holds them for the writer alone may let go of them."""
     take = getattr(source, "take_into", None)

@@ -25,6 +25,13 @@ Kind = Literal["file", "folder"]
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "memory")
 """What a URL of an object store begins with; ``memory`` is one that lives in this process, for trying things out."""
 
+COMMIT = "manifest.json"
+"""The file that makes the files of a step a checkpoint: written last, and in a store only if there is none."""
+STEP = re.compile(r"step-(\d{8,19})")
+"""What the folders of steps are called."""
+ATTEMPT = re.compile(r"[0-9a-f]{16}")
+"""What the folders below a step are called in a store: one for each writing of it."""
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOST_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
 
@@ -153,6 +160,20 @@ class Place(Protocol):
         """A checkpoint that appears in a run when it is committed. Raises StorageError."""
         ...
 
+    def add(self, partial: str, name: str, *, durable: bool) -> AbstractContextManager[Staged]:
+        """A file of a checkpoint that another process has begun, and which that one commits.
+
+        Args:
+            partial: where its files are, as that process says.
+            name: of the file.
+            durable: whether it is on the medium when the block ends.
+        """
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files directly in a folder and their bytes. Raises StorageError."""
+        ...
+
     def remove_step(self, path: str, data: str) -> None:
         """Removes a checkpoint; at no moment is there half of one. Raises NotFound, StorageError."""
         ...
@@ -214,6 +235,15 @@ class LocalPlace:
         from holdfast.storage.atomic import StagedFolder
 
         return StagedFolder(root, name)
+
+    def add(self, partial: str, name: str, *, durable: bool) -> AbstractContextManager[Staged]:
+        from holdfast.storage.joined import file_in_partial
+
+        return file_in_partial(partial, name, durable=durable)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = {name: status_of(os.path.join(folder, name), follow=False) for name in self.names(folder)}
+        return {name: status.st_size for name, status in found.items() if status is not None}
 
     def remove_step(self, path: str, data: str) -> None:
         from holdfast.storage.atomic import remove_folder

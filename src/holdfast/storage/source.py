@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
 from holdfast.errors import ArgumentError, CorruptFile, NotFound, StorageError
+from holdfast.storage.descriptors import Descriptor
 
 VECTOR = 1024
 """Buffers that one preadv or pwritev takes: IOV_MAX of Linux and macOS."""
@@ -105,20 +105,17 @@ class FileSource:
 
     def __init__(self, file: str | os.PathLike[str] | int, *, name: str | None = None) -> None:
         self.name = name or (f"descriptor {file}" if isinstance(file, int) else os.fspath(file))
-        self._fd = self._open(file)
-        self._close = weakref.finalize(self, close_reading, self._fd)
+        self._file = self._open(file)
+        self._close = weakref.finalize(self, self._file.close)
         try:
             self._size = self._regular_size()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, file: str | os.PathLike[str] | int) -> int:
+    def _open(self, file: str | os.PathLike[str] | int) -> Descriptor:
         try:
-            if isinstance(file, int):
-                return os.dup(file)
-            # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
-            return os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return Descriptor(file, shown(self.name))
         except FileNotFoundError as error:
             raise NotFound(f"`{shown(self.name)}`: no such file", file=self.name) from error
         except OSError as error:
@@ -128,7 +125,8 @@ class FileSource:
 
     def _regular_size(self) -> int:
         try:
-            status = os.fstat(self._fd)
+            with self._file as fd:
+                status = os.fstat(fd)
         except OSError as error:
             raise self._failed("looked at", error) from error
         if stat.S_ISREG(status.st_mode):
@@ -151,29 +149,23 @@ class FileSource:
         return bytes(data)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        if self._fd < 0:
+        if self._file.closed:
             raise ArgumentError(f"`{shown(self.name)}`: read after it was closed", file=self.name)
         check_inside(self.name, self._size, offset, buffer.nbytes)
         rest = byte_view(buffer)
-        while rest.nbytes:
-            try:
-                count = os.preadv(self._fd, [rest], offset)
-            except OSError as error:
-                raise self._failed(f"read at byte {offset:,}", error) from error
-            if count == 0:  # someone cut the file after it was opened
-                check_inside(self.name, min(offset, os.fstat(self._fd).st_size), offset, rest.nbytes)
-            offset += count
-            rest = rest[count:]
+        try:
+            with self._file as fd:
+                while rest.nbytes:
+                    count = os.preadv(fd, [rest], offset)
+                    if count == 0:  # someone cut the file after it was opened
+                        check_inside(self.name, min(offset, os.fstat(fd).st_size), offset, rest.nbytes)
+                    offset += count
+                    rest = rest[count:]
+        except OSError as error:
+            raise self._failed(f"read at byte {offset:,}", error) from error
 
     def close(self) -> None:
-        self._fd = -1
         self._close()
-
-
-def close_reading(fd: int) -> None:
-    """Closes a descriptor through which nothing was written: if that fails, nothing is lost."""
-    with contextlib.suppress(OSError):
-        os.close(fd)
 
 
 def remainder(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -52,8 +52,8 @@ class Commits:
         self.torn = self.active = False
         self.time = time.monotonic()
         self._folder = folder
-        if folder.together and background is not None:  # on each rank another part is written when a step comes
-            background = msgspec.structs.replace(background, copy=True, check=False, busy="wait")
+        if folder.together and background is not None:  # each rank's thread is at another place at any time
+            background = msgspec.structs.replace(background, check=False, busy="wait")
         self._saver = Saver(folder, background, objects.values())
         self._busy: Busy = background.busy if background is not None else "wait"
         self._objects = objects

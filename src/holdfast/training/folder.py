@@ -75,6 +75,11 @@ class Staged(msgspec.Struct, frozen=True):
         if self.folder is not None:
             self.folder.abandon()
 
+    def look_back(self) -> None:
+        """Reads back what was written. Raises StorageError when it is something else."""
+        if self.folder is not None:
+            refuse_damage(*((self.folder.path, self.manifest) if self.folder.data else (self.folder.partial,)))
+
     @property
     def bytes(self) -> int:
         """Of all its files but the manifest."""
@@ -155,6 +160,10 @@ class RunFolder:
     def agreed(self, work: Callable[[], _T]) -> _T:
         """Does something that every process must come through."""
         return work()
+
+    def written(self, work: Callable[[], None]) -> None:
+        """Does something on the thread that saves, between a stage and its publishing, that every process must pass."""
+        work()
 
     def decided(self, value: bool) -> bool:
         """What the process that decides says."""
@@ -244,12 +253,13 @@ class RunFolder:
         folder = place_of(self.root).stage_step(self.root, step_name(facts.step))
         try:
             written = write_checkpoint(folder, document, self.manifest(facts), groups=groups, shards=self._shards)
+            staged = Staged(folder, written)
             if self._read_back:
-                refuse_damage(*((folder.path, written) if folder.data else (folder.partial,)))
+                staged.look_back()
         except BaseException:
             folder.abandon()
             raise
-        return Staged(folder, written)
+        return staged
 
     def publish(self, staged: Staged) -> list[int]:
         """Commits what was staged, then prunes; returns the steps that are gone.

@@ -24,7 +24,7 @@ from holdfast.training.notebook import run_html
 from holdfast.training.proof import trial
 from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
 from holdfast.training.saved import SavedCheckpoint
-from holdfast.training.signals import ErrorWatch, SignalWatch
+from holdfast.training.signals import ErrorWatch, SignalWatch, note_unsaved
 from holdfast.training.steps import StepWatch
 from holdfast.training.together import open_folder
 from holdfast.training.triggers import is_due, is_timed, parse_triggers
@@ -100,12 +100,13 @@ class Run:
                 )
         self._triggers, how = parse_triggers(save), parse_background(background)
         self._watch = SignalWatch(self._on_signal) if self._triggers.signal else None
-        self._error_watch = ErrorWatch(self._on_error) if self._triggers.exception else None
         bests = () if best is None else parse_bests(best)
         rules = with_best(parse_keep(keep, best=bests) if isinstance(keep, str) else tuple(keep or ()), bests)
         best_text = " ".join(map(str, bests)) or None
         texts = {"best": best_text, "keep": keep if isinstance(keep, str | None) else keep_text(keep), "save": save}
         self._folder = open_folder(root, self._objects, best=bests, keep=rules, texts=texts, read_back=read_back)
+        on_error = note_unsaved if self._folder.together else self._on_error
+        self._error_watch = ErrorWatch(on_error) if self._triggers.exception else None
         self._commits = Commits(self._folder, self._objects, how, args=args, rng=rng)
         self._keeps_rng, self._resume, self._start_from = rng, resume, start_from
         self._feed = Feed(root, loader)
@@ -246,8 +247,7 @@ class Run:
 
     def _on_error(self, error: BaseException) -> None:
         """Commits what was done before an error that ends the training; says in the error what became of it."""
-        alone = self._triggers.exception and self._looked and not self._folder.together
-        if not alone or isinstance(error, SystemExit | GeneratorExit):
+        if not (self._triggers.exception and self._looked) or isinstance(error, SystemExit | GeneratorExit):
             return
         try:
             if self._steps.stepping:

@@ -131,7 +131,7 @@ class Saver:
         staged = self._folder.stage(job.document, job.facts, job.groups)
         try:
             if snapshot is not None:
-                snapshot.check()
+                self._folder.written(snapshot.check)
             pruned = self._folder.publish(staged)
         finally:
             staged.abandon()

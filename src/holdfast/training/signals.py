@@ -105,6 +105,15 @@ class SignalWatch:
             log.info("a loader worker ended before the run: %s", reason)
 
 
+def note_unsaved(error: BaseException) -> None:
+    """Says in an error that ends one of several processes that nothing was saved."""
+    if not isinstance(error, SystemExit | GeneratorExit):
+        error.add_note(
+            "holdfast: save='exception' saves nothing where several processes train, since the others may not have "
+            "failed; give a rule of steps or time, such as save='15min exception'"
+        )
+
+
 class ErrorWatch:
     """Hears of an error that ends the program before Python prints it; the hook that was there before is called too.
 

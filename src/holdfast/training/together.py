@@ -15,16 +15,13 @@ from torch.optim import Optimizer
 
 from holdfast.distributed.group import Group, is_active, is_several
 from holdfast.distributed.saving import stage_together
-from holdfast.errors import ArgumentError, FormatError, NotFound, UnknownFormat
+from holdfast.errors import FormatError, NotFound, UnknownFormat
 from holdfast.formats.base import Document
 from holdfast.objects.module import ModulePart
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.placing import Groups
-from holdfast.runs.verify import refuse_damage
 from holdfast.serialization.sharded import is_sharded
 from holdfast.spec import Path
-from holdfast.state.paths import printable
-from holdfast.storage.places import is_url
 from holdfast.training.folder import Facts, RunFolder, Staged
 
 _T = TypeVar("_T")
@@ -45,17 +42,11 @@ class GroupFolder(RunFolder):
     """A run's folder, held by rank 0 for all. Making one, and each method that says so, is a step that all ranks take.
 
     Args:
-        root: as :class:`RunFolder`; the same folder on every rank, on a disk that they share.
+        root: as :class:`RunFolder`; the same on every rank: a folder on a disk that they share, or one in a store.
         **options: as :class:`RunFolder`.
     """
 
     def __init__(self, root: str, **options: Any) -> None:
-        if is_url(root):
-            raise ArgumentError(
-                f"`{printable(root)}`: a run of several processes is not kept in a store in this version; name a "
-                "folder on a disk that they share",
-                file=root,
-            )
         self._group = Group(root)
         self._saving = Group(root)  # of the thread that saves, so that the two never wait for each other's answer
         self.rank, self.size, self.together = self._group.rank, self._group.size, True
@@ -63,7 +54,7 @@ class GroupFolder(RunFolder):
         self.passed = []
         if not self._group.first:
             self.root, self.best_rules, self.keep = root, tuple(options["best"]), list(options["keep"])
-            self._open = True
+            self._open, self._read_back = True, options.get("read_back", False)
         self.run = self._group.ask(lambda: self._take(root, options))
 
     def _take(self, root: str, options: Mapping[str, Any]) -> Any:
@@ -75,6 +66,10 @@ class GroupFolder(RunFolder):
     def agreed(self, work: Callable[[], _T]) -> _T:
         """Does something on every rank; what one raises, all do. A step that all take."""
         return self._group.each(work)[self.rank]
+
+    def written(self, work: Callable[[], None]) -> None:
+        """As in one process; what one raises, all do. A step that all take, on the thread that saves."""
+        self._saving.each(work)
 
     def decided(self, value: bool) -> bool:
         """What rank 0 says. A step that all take."""
@@ -139,16 +134,13 @@ class GroupFolder(RunFolder):
         """Writes and flushes a checkpoint, each rank its part. A step that all take, on the thread that saves."""
         manifest = self.manifest(facts) if self._group.first else None
         staged = Staged(*stage_together(self._saving, self.root, document, manifest, self.shared))
-        try:
-            self._saving.ask(lambda: self._look_back(staged))
-        except BaseException:
-            staged.abandon()
-            raise
+        if self._read_back:
+            try:
+                self._saving.ask(staged.look_back)
+            except BaseException:
+                staged.abandon()
+                raise
         return staged
-
-    def _look_back(self, staged: Staged) -> None:
-        if self._read_back and staged.folder is not None:
-            refuse_damage(staged.folder.partial)
 
     def publish(self, staged: Staged) -> list[int]:
         """Commits on rank 0. A step that all take, on the thread that saves."""

@@ -20,7 +20,8 @@ from holdfast.objects.stateful import StatefulPart
 from holdfast.policy.policies import Exact, Policy
 from holdfast.policy.report import LoadReport
 from holdfast.serialization.memory import IN_MEMORY
-from holdfast.serialization.reading import located, read_tree, verify_segments
+from holdfast.serialization.reading import compared_while_filled, located, read_tree, verify_segments
+from holdfast.serialization.sharded import here
 from holdfast.state.flatten import child, keys, leaves
 from holdfast.state.paths import dotted
 from holdfast.state.values import Tree
@@ -84,11 +85,11 @@ def restore_objects(document: Document, file: str, objects: Mapping[str, Any], o
             report.notes += _hyper_notes(plan, options.hyper, file)
     if not options.dry_run:
         with located(document.tree):
-            unverified = verify_segments(_in_files(plans))
-        if unverified:
-            report.notes.append(f"{unverified} tensors carry no digest and could not be verified")
-        refuse_lossy(plans, file)
-        carry_out(plans, hyper=options.hyper, keep_spare=options.spare, file=file)
+            unverified = verify_segments(_to_verify(plans, options.spare))
+            if unverified:
+                report.notes.append(f"{unverified} tensors carry no digest and could not be verified")
+            refuse_lossy(plans, file)
+            carry_out(plans, hyper=options.hyper, keep_spare=options.spare, file=file)
     _merge(plans, report)  # not before: a module that loads itself has its own say on what was loaded
     if options.dry_run:
         return report
@@ -112,10 +113,22 @@ def _plan(name: str, part: StatefulPart, found: Part, document: Document, policy
     return ObjectPlan(name, part, LoadReport(loaded=["(state)"]), assign=found.tree)
 
 
-def _in_files(plans: list[ObjectPlan]) -> Iterator[Segment]:
-    """The bytes to be read that are not live tensors themselves: there is nothing to check those against."""
-    segments = (leaf.segment for plan in plans for leaf in _leaves(plan))
-    return (segment for segment in segments if not isinstance(segment.source, IN_MEMORY))
+def _to_verify(plans: list[ObjectPlan], spare: bool) -> Iterator[Segment]:
+    """The bytes that are compared with their digests before anything is written.
+
+    That is all that comes out of files: there is nothing to check live tensors against. With a spare to roll back to,
+    what is compared in the pass that reads it into place need not be read for it twice.
+    """
+    for plan in plans:
+        targets = plan.part.targets() if spare else {}
+        later = {
+            id(leaf)
+            for name, leaf in plan.reads.items()
+            if name in targets and compared_while_filled(leaf, here(targets[name], name))
+        }
+        for leaf in _leaves(plan):
+            if id(leaf) not in later and not isinstance(leaf.segment.source, IN_MEMORY):
+                yield leaf.segment
 
 
 def _record(document: Document, found: Part) -> dict[str, Any]:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 
 from holdfast.errors import ArgumentError, HoldfastError, NotFound, StorageError
-from holdfast.storage.places import Kind, StrPath
+from holdfast.storage.places import ATTEMPT, COMMIT, STEP, Kind, StrPath
 from holdfast.storage.remote.source import RemoteSource
 from holdfast.storage.remote.store import Store, split_url, store_of
 from holdfast.storage.remote.upload import StagedObject
 from holdfast.storage.requests import WriteRequest
 from holdfast.storage.source import ByteSource, shown
 
-_COMMIT = "manifest.json"
-"""The object that makes the files of a step a checkpoint."""
-_ATTEMPT = re.compile(r"[0-9a-f]{16}")
-_STEP = re.compile(r"step-\d{8,19}")
 _SMALL = 64 << 20
 
 
@@ -76,16 +72,22 @@ class StorePlace:
     def stage_step(self, root: str, name: str) -> StoredStep:
         return StoredStep(self, root, name)
 
+    def add(self, partial: str, name: str, *, durable: bool) -> AbstractContextManager[StagedObject]:
+        return self.stage(f"{partial}/{name}", durable=durable)  # a key of that writing of the step: nobody else's
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return self.store.sizes(_key(folder))
+
     def remove_step(self, path: str, data: str) -> None:
         files = f"{os.path.dirname(path)}/{_data(data, path)}"
-        self.remove(f"{path}/{_COMMIT}")  # with it the checkpoint is gone; what is left has no name any more
+        self.remove(f"{path}/{COMMIT}")  # with it the checkpoint is gone; what is left has no name any more
         self.clear(files)
 
     def move_step(self, path: str, target: str) -> None:
-        data, _ = self.store.get(_object(f"{path}/{_COMMIT}"), _SMALL)
-        if not self.store.create(_object(f"{target}/{_COMMIT}"), data):
+        data, _ = self.store.get(_object(f"{path}/{COMMIT}"), _SMALL)
+        if not self.store.create(_object(f"{target}/{COMMIT}"), data):
             raise StorageError(f"`{shown(target)}`: exists already; `{shown(path)}` stays", file=path)
-        self.store.delete([_object(f"{path}/{_COMMIT}")])  # its files stay where they are: the manifest says where
+        self.store.delete([_object(f"{path}/{COMMIT}")])  # its files stay where they are: the manifest says where
 
     def sweep(self, root: str, used: Collection[str]) -> None:
         start = len(_key(root)) + 1
@@ -93,7 +95,7 @@ class StorePlace:
         for key in self.store.walk(_key(root)):
             step, _, rest = key[start:].partition("/")
             attempt, mark, _ = rest.partition("/")
-            if mark and _STEP.fullmatch(step) and _ATTEMPT.fullmatch(attempt) and f"{step}/{attempt}" not in used:
+            if mark and STEP.fullmatch(step) and ATTEMPT.fullmatch(attempt) and f"{step}/{attempt}" not in used:
                 doomed.append(key)
         self.store.delete(doomed)
 
@@ -116,7 +118,7 @@ class StoredStep:
         self._place = place
         self._manifest = b""
         self._state = "open"
-        if place.store.head(_object(f"{self.path}/{_COMMIT}")) is not None:
+        if place.store.head(_object(f"{self.path}/{COMMIT}")) is not None:
             raise self._taken()
 
     @contextlib.contextmanager
@@ -133,7 +135,7 @@ class StoredStep:
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Adds a small file; the one that commits is kept until :meth:`commit`."""
-        if name == _COMMIT:
+        if name == COMMIT:
             self._manifest = bytes(data)
             return
         with self.file(name) as staged:
@@ -150,7 +152,7 @@ class StoredStep:
             StorageError: another writer committed this step, or the store failed; nothing of ours is visible then.
         """
         self._writable()
-        key = _object(f"{self.path}/{_COMMIT}")
+        key = _object(f"{self.path}/{COMMIT}")
         try:
             if not self._place.store.create(key, self._manifest) and not self._is_ours(key):
                 raise self._taken()
@@ -210,6 +212,6 @@ def _object(url: str) -> str:
 def _data(data: str, path: str) -> str:
     """``data``, when it is a folder that only this checkpoint uses."""
     step, _, attempt = data.partition("/")
-    if not _STEP.fullmatch(step) or not _ATTEMPT.fullmatch(attempt):
+    if not STEP.fullmatch(step) or not ATTEMPT.fullmatch(attempt):
         raise StorageError(f"`{shown(path)}`: its files are not where this version puts them; remove them yourself")
     return data

@@ -199,17 +199,22 @@ class Store:
             for chunk in found.stream(min_chunk_size=_ARRIVING):
                 yield memoryview(chunk)
 
-    def list(self, key: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and of the objects directly in a folder, each sorted; none when it is empty."""
+    def _listed(self, key: str) -> tuple[list[str], dict[str, int]]:
         import obstore
 
-        def read() -> tuple[list[str], list[str]]:
-            found = obstore.list_with_delimiter(self._inner, key or None)
-            return sorted(found["common_prefixes"]), sorted(one["path"] for one in found["objects"])
-
-        folders, objects = self._call(key, "listing", read)
+        found = self._call(key, "listing", lambda: obstore.list_with_delimiter(self._inner, key or None))
         skip = len(key) + 1 if key else 0
-        return [one[skip:].rstrip("/") for one in folders], [one[skip:] for one in objects]
+        folders = sorted(one[skip:].rstrip("/") for one in found["common_prefixes"])
+        return folders, {one["path"][skip:]: one["size"] for one in found["objects"]}
+
+    def list(self, key: str) -> tuple[list[str], list[str]]:
+        """The names of the folders and of the objects directly in a folder, each sorted; none when it is empty."""
+        folders, objects = self._listed(key)
+        return folders, sorted(objects)
+
+    def sizes(self, key: str) -> dict[str, int]:
+        """The objects directly in a folder and their bytes."""
+        return self._listed(key)[1]
 
     def walk(self, key: str) -> Iterator[str]:
         """The keys of all objects below a folder, however deep."""

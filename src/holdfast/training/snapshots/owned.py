@@ -8,10 +8,12 @@ import torch
 from torch.optim import Optimizer
 
 from holdfast.serialization.memory import TensorMemory, TensorSource
+from holdfast.serialization.sharded import here
 from holdfast.storage.source import ByteSource
 
-Owner = tuple[Optimizer, torch.Tensor]
-"""An optimizer, and the parameter whose gradient makes it change the bytes in question."""
+Owner = tuple[Optimizer, torch.Tensor, torch.Tensor]
+"""An optimizer, the parameter whose gradient makes it change the bytes in question, and the tensor that has them: of a
+DTensor it is the DTensor, since only that one counts what is written into its part."""
 
 
 class Owned:
@@ -27,10 +29,11 @@ class Owned:
                         if isinstance(value, torch.Tensor):
                             self._add(value, optimizer, parameter)
 
-    def _add(self, tensor: torch.Tensor, optimizer: Optimizer, parameter: torch.Tensor) -> None:
+    def _add(self, value: torch.Tensor, optimizer: Optimizer, parameter: torch.Tensor) -> None:
+        tensor = here(value)
         if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_inference():
             place = (tensor.device, tensor.data_ptr())
-            self._at.setdefault(place, (tensor.nbytes, []))[1].append((optimizer, parameter))
+            self._at.setdefault(place, (tensor.nbytes, []))[1].append((optimizer, parameter, value))
 
     def owners(self, source: ByteSource) -> list[Owner]:
         """Which optimizers change these bytes, each with the parameter whose gradient makes it; empty for nobody's."""

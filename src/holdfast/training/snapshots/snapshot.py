@@ -102,7 +102,8 @@ class Snapshot:
         all_of_it = closure or not type(optimizer).__module__.startswith(_TORCHS)
         self._settle(
             lambda source: any(
-                owner is optimizer and (all_of_it or parameter.grad is not None) for owner, parameter in source.owners
+                owner is optimizer and (all_of_it or parameter.grad is not None)
+                for owner, parameter, _ in source.owners
             )
         )
 

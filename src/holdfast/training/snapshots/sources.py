@@ -65,8 +65,7 @@ class SnapshotSource(FilledSource):
         self._left = blocks
         self._copies: array[int] | None = None  # by block, the address of its copy, 0 while there is none
         self._digests: list[int] | None = None
-        tensor = self.tensor
-        self._version = tensor._version if tensor is not None and owners else None
+        self._versions = self._written()
 
     @property
     def size(self) -> int:
@@ -86,8 +85,11 @@ class SnapshotSource(FilledSource):
 
     def has_moved(self) -> bool:
         """Whether the tensor was written since the snapshot, as far as torch counts that."""
-        tensor = self.tensor
-        return tensor is not None and self._version is not None and tensor._version != self._version
+        return self._written() != self._versions
+
+    def _written(self) -> list[int]:
+        """How often each of the tensors that have these bytes was written."""
+        return [value._version for _, _, value in self.owners]
 
     def mark(self, blocks: Iterable[int]) -> bool:
         """Notes blocks as taken; returns whether all are."""
@@ -146,6 +148,12 @@ class SnapshotSource(FilledSource):
             if self.owners:
                 last = len(self._taken) if end == self._size else end // BLOCK
                 self._gate.took(self, range(-(-offset // BLOCK), last))
+
+    def leave(self) -> None:
+        """Nobody reads it: another process writes these bytes, which it has as well."""
+        if self.owners:
+            with self._gate.reading():
+                self._gate.took(self, range(len(self._taken)))
 
     def _read(self, offset: int, buffer: memoryview) -> None:
         if self._copies is None:
