@@ -204,6 +204,17 @@ for epoch in run.epochs(2):
         ("holdfast rescue whole.pth -o weights.safetensors", "holdfast rescue whole.pth --skeleton"),
         'print(list(holdfast.rescue("whole.pth")))',
     ),
+    "lint": Example(
+        """\
+with open("train.py", "w") as file:
+    print("import torch", file=file)
+    print("best = model.state_dict().copy()", file=file)
+    print("for epoch in range(10):", file=file)
+    print("    torch.save(model.state_dict(), 'last.pth')", file=file)
+""",
+        ("holdfast lint train.py  # exits 1", "holdfast lint train.py --fix --select HF001  # exits 1"),
+        one="anything is found",
+    ),
     "scan": Example(
         f"""{NET}torch.save(net, "whole.pth")
 holdfast.save(net, "net.safetensors")

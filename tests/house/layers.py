@@ -20,7 +20,8 @@ DIRECT: dict[str, set[str]] = {
     "compat": {"serialization", "formats"},
     "integrations": {"training", "transfer"},
     "report": {"runs", "formats", "state"},
-    "cli": {"report", "runs", "formats", "storage", "state"},
+    "lint": {"state"},
+    "cli": {"report", "runs", "formats", "storage", "state", "lint"},
     "api": {"training", "export", "compat", "distributed", "runs", "transfer"},
     "testing": {"api", "surgery", "integrations", "report", "cli"},
     "__init__": {"errors"},
@@ -34,7 +35,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
 }
 """What a row may import as well, but only inside functions and for type checkers: these start without torch."""
 
-LIGHT = {"errors", "spec", "storage", "state", "formats", "runs", "report", "cli", "__init__", "__main__"}
+LIGHT = {"errors", "spec", "storage", "state", "formats", "runs", "report", "lint", "cli", "__init__", "__main__"}
 """Rooms that work without torch and numpy."""
 
 LIGHT_PACKAGES = {"msgspec", "xxhash", "isal"}

@@ -31,6 +31,7 @@ VERBS = {
     "extract": "one part of a file as a file of its own",
     "fetch": "a copy of what is in a store, verified and kept on this machine",
     "inspect": "what a file, checkpoint or run holds",
+    "lint": "the mistakes in a training script, each with the line to type",
     "ls": "the checkpoints of a run",
     "merge": "several files as one",
     "path": "the folder that a reference names",

@@ -1,0 +1,1 @@
+"""Mistakes in training scripts, found by reading them: nothing of a script is imported or run."""
