@@ -36,9 +36,7 @@ FRAMEWORKS = [
 ]
 """What Lightning warns of, on the pages that use it."""
 MARKS = {"docs/integrations.md": FRAMEWORKS, "docs/moving.md": FRAMEWORKS}
-PAGES = [
-    pytest.param(page, marks=MARKS.get(page, [])) for page in HERE if any(block.runs for block in blocks(page))
-]
+PAGES = [pytest.param(page, marks=MARKS.get(page, [])) for page in HERE if any(block.runs for block in blocks(page))]
 LANGUAGES = [("README.md", "README.zh-CN.md"), *((one, two) for one, two in translated() if one in HERE)]
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 """What torchrun tells a program, here of one process, for the page that wants it."""

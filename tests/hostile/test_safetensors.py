@@ -302,7 +302,9 @@ def test_a_record_that_another_program_copied_is_refused() -> None:
     data = forged(GOOD, ENTRY, DATA)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     reason = "damaged, or rewritten by a program that copied the metadata key `holdfast`, which must then be left out"
-    refused(plain({"__metadata__": header["__metadata__"], "b": entry(0, 8)}, DATA), CorruptFile, reason)
+    lying = plain({"__metadata__": header["__metadata__"], "b": entry(0, 8)}, DATA)
+    refused(lying, CorruptFile, reason)
+    refused(lying, CorruptFile, "its header has digest")
     first = {"a": header["a"], "__metadata__": header["__metadata__"]}
     refused(plain(first, DATA), CorruptFile, reason)
     moved = {"__metadata__": {"holdfasu": header["__metadata__"]["holdfast"]}, "a": header["a"]}

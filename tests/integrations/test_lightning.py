@@ -336,6 +336,8 @@ def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"none.ckpt"):
         io.load_checkpoint(tmp_path / "none.ckpt")
     io.remove_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(ArgumentError, match="run`: no fit is under way"):
+        HoldfastCallback(tmp_path / "run").on_train_epoch_start(None, Net())
 
 
 # -- what was there before ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import holdfast
 from holdfast.errors import ArgumentError
+from holdfast.integrations.transformers import _RunCallback
 from holdfast.integrations.transformers import train as held
 from tests.integrations.forking import ends_with
 from tests.integrations.planted import flip_in
@@ -174,6 +175,12 @@ def test_a_run_that_another_process_moved_on_meanwhile_is_noticed(
     monkeypatch.setattr("holdfast.integrations.transformers._as_checkpoint", lambda root, folder: None)
     with pytest.raises(ArgumentError, match=r"the run stands at step 18, the trainer at 0; .*: start again"):
         held(trainer_in(tmp_path), tmp_path / "run")
+
+
+def test_a_callback_that_is_told_of_an_epoch_without_a_training_says_so(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path)
+    with pytest.raises(ArgumentError, match="run`: no training is under way"):
+        _RunCallback(trainer, str(tmp_path / "run"), {}).on_epoch_begin(trainer.args, trainer.state, trainer.control)
 
 
 def test_a_run_in_a_store_is_refused(tmp_path: Path) -> None:
