@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
@@ -303,20 +305,32 @@ class _Full:
     """A disk that is full after one file."""
 
     saves = 0
+    written: threading.Event
 
     def save_checkpoint(self, *args: Any, **options: Any) -> None:
         self.saves += 1
         if self.saves > 1:
             raise OSError(28, "No space left on device")
         super().save_checkpoint(*args, **options)  # type: ignore[misc]
+        self.written.set()
+
+
+class _Written(Callback):
+    """Waits for the first file, which is written in the background, before another takes its place."""
+
+    def __init__(self, written: threading.Event) -> None:
+        self.written = written
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        assert trainer.global_step != 2 or self.written.wait(60)
 
 
 @pytest.mark.parametrize("base", [HoldfastIO, TorchCheckpointIO])
 def test_a_full_disk_in_the_background_leaves_a_file_only_here(tmp_path: Path, base: type[CheckpointIO]) -> None:
-    io = type("Full", (_Full, base), {})()
+    io = type("Full", (_Full, base), {"written": threading.Event()})()
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=2)
     with pytest.raises(OSError, match="No space left"):
-        train(tmp_path, saves, enable_checkpointing=True, plugins=[AsyncCheckpointIO(io)])
+        train(tmp_path, saves, _Written(io.written), enable_checkpointing=True, plugins=[AsyncCheckpointIO(io)])
     assert len(list(tmp_path.glob("*.ckpt"))) == (1 if base is HoldfastIO else 0)
 
 
