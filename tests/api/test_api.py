@@ -363,10 +363,36 @@ def test_summary_of_a_module_an_optimizer_a_tree_and_a_file(tmp_path: Path) -> N
     file = holdfast.summary(tmp_path / "a.pt")
     assert "optimizer.state.0.weight.momentum_buffer" in [row.name for row in file.tensors]
     assert file.values["epoch"] == 3
+    assert file.groups["optimizer"][0]["params"] == list(model.state_dict())
+    assert file.values.keys() == {"epoch"}
+    beside = holdfast.summary({"net": model, "opt": optimizer})
+    assert f"net: {model!r}" == beside.structure
+    assert "opt group 0: lr=0.5, momentum=0.9" in str(beside)
+    assert beside.groups["opt"][0]["params"] == list(model.state_dict())
     tied = torch.ones(2)
     rows = holdfast.summary({"a": tied, "b": tied, "\x1b[2J": torch.ones(1)}).tensors
     assert [row.shares_with for row in rows] == [None, "a", None]
     assert "\x1b" not in str(holdfast.summary({"\x1b[2J": torch.ones(1), "v": "\x1b[2J"}))
+
+
+def test_summary_of_an_optimizer_alone_knows_the_names_that_torch_keeps() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.5, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    found = holdfast.summary(optimizer)
+    assert found.tensors[0].name == "state.0.weight.momentum_buffer"
+    assert found.groups[""][0]["params"] == list(model.state_dict())
+    assert "\ngroup 0: lr=0.5" in str(found)
+    assert found.values == {}
+
+
+@pytest.mark.parametrize("groups", [3, [3], [{}], [{"params": "ab"}], [{"params": [[]]}], {"params": [0]}])
+def test_summary_of_what_only_looks_like_an_optimizer(groups: Any) -> None:
+    tree = {"state": {}, "param_groups": groups}
+    for found in (holdfast.summary(tree).values, holdfast.summary({"opt": tree}).values["opt"]):
+        assert found["param_groups"] == groups
+    assert holdfast.summary(tree).groups == {}
 
 
 def test_all_damaged_places_are_counted(tmp_path: Path) -> None:

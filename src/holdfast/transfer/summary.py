@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -11,10 +12,17 @@ from holdfast.formats.base import Document, StoredTensor
 from holdfast.objects.module import unwrap
 from holdfast.objects.quantized import origin_of
 from holdfast.serialization.reading import read_tree
+from holdfast.spec import Path
 from holdfast.state.flatten import child, keys, leaves
 from holdfast.state.paths import dotted, printable
 from holdfast.state.quantization import quantization_line
+from holdfast.state.values import Tree
 from holdfast.transfer.locate import looks_like
+
+_NAMES = ("params", "param_names")
+_Groups = list[dict[str, Any]]
+_Known = dict[Path, dict[Any, str]]
+"""Path of each optimizer -> number of a parameter -> its name."""
 
 
 class TensorRow(msgspec.Struct, frozen=True):
@@ -43,8 +51,9 @@ class Summary(msgspec.Struct, frozen=True):
     Attributes:
         title: what was summarised.
         tensors: in order.
-        structure: the module's layers as torch prints them, or None.
-        groups: an optimizer's param_groups, with parameter names where they are known.
+        structure: the module's layers as torch prints them, those of each module in a tree by name, or None.
+        groups: the param_groups of each optimizer by its path, ``""`` where it is all there is, with the names of the
+            parameters where they are known: from the model beside it, or from ``Adam(net.named_parameters())``.
         values: other plain values by name.
         quantized: how it is quantized, and what that did to it where this is known, or None.
     """
@@ -52,7 +61,7 @@ class Summary(msgspec.Struct, frozen=True):
     title: str
     tensors: list[TensorRow]
     structure: str | None = None
-    groups: list[dict[str, Any]] = []
+    groups: dict[str, list[dict[str, Any]]] = {}
     values: dict[str, Any] = {}
     quantized: str | None = None
 
@@ -71,16 +80,19 @@ class Summary(msgspec.Struct, frozen=True):
             lines += ["quantized:", *(f"  {line}" for line in self.quantized.splitlines())]
         if self.structure:
             lines += ["structure:", *(f"  {line}" for line in self.structure.splitlines())]
-        for index, group in enumerate(self.groups):
-            options = ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
-            lines += [f"group {index}: {options}", f"  params: {', '.join(map(str, group['params']))}"]
+        for path, groups in self.groups.items():
+            for index, group in enumerate(groups):
+                options = ", ".join(f"{key}={value!r}" for key, value in group.items() if key not in _NAMES)
+                params = ", ".join(printable(str(name)) for name in group["params"])
+                lines += [f"{printable(path)} group {index}: {options}".lstrip(), f"  params: {params}"]
         lines += [f"{printable(str(name))} = {value!r}" for name, value in self.values.items()]
         return "\n".join(lines)
 
 
 def summarise(obj: Any, document: Document, title: str) -> Summary:
     """The summary of a document; ``obj`` is the live object behind it where there is one."""
-    names = _parameter_names(document)
+    optimizers = _optimizers(document.tree)
+    names = _names_in(optimizers) | _parameter_names(document)
     rows: list[TensorRow] = []
     first: dict[int, str] = {}
     for path, leaf in leaves(document.tree):
@@ -97,12 +109,34 @@ def summarise(obj: Any, document: Document, title: str) -> Summary:
                     shares_with=None if shares == name else shares,
                 )
             )
-    groups: list[dict[str, Any]] = []
-    if looks_like("optimizer", document.tree):
-        groups = _groups(document, names.get((), []))
-    values = {} if groups else _values(document)
-    structure = repr(unwrap(obj)) if isinstance(obj, nn.Module) else None
-    return Summary(title, rows, structure, groups, values, _quantized(obj, document))
+    groups = {dotted(path) if path else "": _named_groups(one, names.get(path, {})) for path, one in optimizers.items()}
+    values = {} if () in optimizers else _values(document.tree, optimizers)
+    return Summary(title, rows, _structure(obj), groups, values, _quantized(obj, document))
+
+
+def _optimizers(tree: Tree) -> dict[Path, _Groups]:
+    """The groups of each state of an optimizer that the tree is, or has as a part."""
+    parts = [((), tree)] if looks_like("optimizer", tree) else [((key,), child(tree, key)) for key in keys(tree)]
+    found = ((path, _groups(part)) for path, part in parts if looks_like("optimizer", part))
+    return {path: groups for path, groups in found if groups is not None}
+
+
+def _groups(optimizer: Tree) -> _Groups | None:
+    """Its param_groups; None when a file only has the names of these keys."""
+    groups = read_tree(child(optimizer, "param_groups"), "param_groups", opaque=True)
+    return groups if isinstance(groups, list) and all(map(_is_group, groups)) else None
+
+
+def _is_group(group: Any) -> bool:
+    params = group.get("params") if isinstance(group, dict) else None
+    return isinstance(params, list) and all(type(one) is int for one in params)
+
+
+def _structure(obj: Any) -> str | None:
+    if isinstance(obj, nn.Module):
+        return repr(unwrap(obj))
+    parts = obj.items() if isinstance(obj, dict) else ()
+    return "\n".join(f"{name}: {unwrap(part)!r}" for name, part in parts if isinstance(part, nn.Module)) or None
 
 
 def _quantized(obj: Any, document: Document) -> str | None:
@@ -115,35 +149,43 @@ def _quantized(obj: Any, document: Document) -> str | None:
     return "\n".join(lines) or None
 
 
-def _parameter_names(document: Document) -> dict[tuple[str, ...], list[str]]:
-    """Path of each optimizer -> names of its parameters, where they are known."""
+def _parameter_names(document: Document) -> _Known:
+    """The names that are recorded of each optimizer."""
     return {
-        tuple(path.split(".")) if path else (): record["param_names"]
+        tuple(path.split(".")) if path else (): dict(enumerate(record["param_names"]))
         for path, record in document.objects.items()
         if record.get("param_names")
     }
 
 
-def _named(path: tuple[Any, ...], names: dict[tuple[str, ...], list[str]]) -> str:
+def _names_in(optimizers: Mapping[Path, _Groups]) -> _Known:
+    """The names that torch itself keeps in the groups of an optimizer that was given named parameters."""
+    found: _Known = {}
+    for path, groups in optimizers.items():
+        for group in groups:
+            numbers, names = group["params"], group.get("param_names")
+            if isinstance(names, list) and len(names) == len(numbers):
+                found.setdefault(path, {}).update(zip(numbers, map(str, names), strict=True))
+    return found
+
+
+def _named(path: Path, names: _Known) -> str:
     for prefix, known in names.items():
         rest = path[len(prefix) :]
         ours = path[: len(prefix)] == prefix and len(rest) > 1 and rest[0] == "state"
-        if ours and type(rest[1]) is int and rest[1] < len(known):
+        if ours and rest[1] in known:
             return dotted((*prefix, "state", known[rest[1]], *rest[2:]))
     return dotted(path)
 
 
-def _groups(document: Document, names: list[str]) -> list[dict[str, Any]]:
-    groups = read_tree(child(document.tree, "param_groups"), "param_groups", opaque=True)
-    for group in groups:
-        group["params"] = [names[index] if index < len(names) else index for index in group["params"]]
-    return list(groups)
+def _named_groups(groups: _Groups, names: Mapping[Any, str]) -> _Groups:
+    return [{**group, "params": [names.get(index, index) for index in group["params"]]} for group in groups]
 
 
-def _values(document: Document) -> dict[str, Any]:
+def _values(tree: Tree, optimizers: Collection[Path]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for key in keys(document.tree):
-        part = child(document.tree, key)
-        if not any(isinstance(leaf, StoredTensor) for _, leaf in leaves(part)):
+    for key in keys(tree):
+        part = child(tree, key)
+        if (key,) not in optimizers and not any(isinstance(leaf, StoredTensor) for _, leaf in leaves(part)):
             values[str(key)] = read_tree(part, str(key), opaque=True)
     return values
