@@ -84,7 +84,7 @@ def loaded(*arguments: str) -> set[str]:
         ("inspect", "net.safetensors", 35),
         ("inspect", "ckpt.pt", 38),
         ("inspect", "plain.pth", 50),
-        ("inspect", "run", 41),
+        ("inspect", "run", 42),
         ("ls", "run", 30),
         ("path", "run@last", 28),
     ],

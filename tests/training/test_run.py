@@ -138,6 +138,19 @@ def test_metrics_outlive_the_checkpoints_that_are_pruned(run_dir: Path, backgrou
     assert newest.manifest.metrics == {"loss": 2.0}
 
 
+def test_epochs_whose_items_the_run_does_not_see_are_steps(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with holdfast.Run(run_dir, **parts()) as run:
+        for epoch in run.epochs(3):
+            for _ in ITEMS:
+                pass
+            run.end(epoch, loss=float(epoch))
+    assert steps(run_dir) == [1, 2, 3]
+    assert caplog.text.count("no item of this epoch went through run.batches: the epoch counts as one step") == 1
+    with holdfast.Run(run_dir, **parts()) as run:
+        assert list(run.epochs(4)) == [3]
+    assert steps(run_dir) == [1, 2, 3, 4]
+
+
 def test_the_commit_at_the_end_has_the_metrics_of_its_epoch(run_dir: Path) -> None:
     train(run_dir, 2, metrics=[3.0, 2.0], save="100ep")
     assert [one.manifest.metrics for one in scan(run_dir).readable if one.manifest] == [{"loss": 2.0}]

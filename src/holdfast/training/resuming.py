@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import ArgumentError, CorruptFile, FormatError, MissingPart, NotFound, UnknownFormat
-from holdfast.objects.optimizer import is_scheduler
+from holdfast.objects.capture import adapt_all
+from holdfast.objects.optimizer import OptimizerPart, is_scheduler
 from holdfast.policy.report import LoadReport
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
 from holdfast.runs.layout import parse_step
@@ -58,6 +59,21 @@ class Resumed(msgspec.Struct, frozen=True):
     position: Position
     rng: dict[str, Any] | None
     loader: dict[str, Any] | None
+
+
+def take_objects(objects: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """The objects of a run: those that are given. What can't be saved is refused here, not hours later.
+
+    Raises:
+        ArgumentError: a name that the run uses itself, or an object without ``state_dict``.
+    """
+    for name in sorted(objects.keys() & set(OWN_PARTS)):
+        raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
+    given = {name: value for name, value in objects.items() if value is not None}
+    for name, part in adapt_all(given).items():
+        if isinstance(part, OptimizerPart) and part.param_names() is None:
+            log.warning("run %s: `%s` trains parameters of no model given to the run: they are not saved", root, name)
+    return given
 
 
 def resume_run(folder: RunFolder, objects: Mapping[str, Any], how: str | bool, *, rng: bool) -> Resumed | None:

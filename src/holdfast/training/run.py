@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from holdfast.errors import ArgumentError, HoldfastError, MissingPart
-from holdfast.objects.capture import adapt_all
-from holdfast.objects.optimizer import OptimizerPart
 from holdfast.objects.rng import restore_rng
 from holdfast.runs.retention import Rule, keep_text, parse_keep, with_best
 from holdfast.runs.run_file import parse_bests
@@ -22,7 +20,7 @@ from holdfast.training.committed import Committed
 from holdfast.training.feed import Feed
 from holdfast.training.notebook import run_html
 from holdfast.training.proof import trial
-from holdfast.training.resuming import OWN_PARTS, Position, resume_run, take_weights
+from holdfast.training.resuming import Position, resume_run, take_objects, take_weights
 from holdfast.training.saved import SavedCheckpoint
 from holdfast.training.signals import ErrorWatch, SignalWatch, note_unsaved
 from holdfast.training.steps import StepWatch
@@ -30,6 +28,10 @@ from holdfast.training.together import open_folder
 from holdfast.training.triggers import is_due, is_timed, parse_triggers
 
 log = logging.getLogger("holdfast")
+_UNSEEN = (
+    "no item of this epoch went through run.batches: the epoch counts as one step, and a training that is killed in "
+    "the middle of one begins it again; `for item in run.batches(loader)` goes on there"
+)
 
 
 class Run:
@@ -90,14 +92,8 @@ class Run:
         start_from: Any = None,
         **objects: Any,
     ) -> None:
-        _check_names(objects)
         root, save = trial.current().begins(os.fspath(root), save)
-        self._objects = {name: value for name, value in objects.items() if value is not None}
-        for name, part in adapt_all(self._objects).items():  # what can't be saved is refused here, not hours later
-            if isinstance(part, OptimizerPart) and part.param_names() is None:
-                log.warning(
-                    "run %s: `%s` trains parameters of no model given to the run: they are not saved", root, name
-                )
+        self._objects = take_objects(objects, root)
         self._triggers, how = parse_triggers(save), parse_background(background)
         self._watch = SignalWatch(self._on_signal) if self._triggers.signal else None
         bests = () if best is None else parse_bests(best)
@@ -289,6 +285,8 @@ class Run:
     def end(self, epoch: int, **metrics: Any) -> Committed | None:
         """Ends an epoch: commits when a save rule or a new best asks for it, else only keeps the metrics.
 
+        An epoch of which no item went through ``batches`` counts as one step: it can be resumed at its ends only.
+
         Args:
             epoch: the epoch that ends, as ``epochs`` gave it.
             **metrics: numbers, or tensors and arrays with one element.
@@ -305,6 +303,10 @@ class Run:
         values = {name: number_of(name, value) for name, value in metrics.items()}
         self._count()
         self._inside = True  # a signal waits for the metrics to be committed
+        if not self._batch:
+            self._step += 1
+            if epoch == 0:
+                log.warning("run %s: %s", self.path, _UNSEEN)
         self._epoch, self._batch = epoch + 1, 0
         seconds = time.monotonic() - self._commits.time
         reason = self._due or is_due(
@@ -443,8 +445,3 @@ class Run:
         return f"Run({self.path!r}, {self.position})"
 
     _repr_html_ = run_html
-
-
-def _check_names(objects: Mapping[str, Any]) -> None:
-    for name in sorted(objects.keys() & OWN_PARTS):
-        raise ArgumentError(f"{name!r} is a part that the run writes itself; give the object another name")
