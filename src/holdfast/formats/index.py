@@ -211,8 +211,8 @@ def _check_record(data: bytes, record: _Record, path: str) -> None:
     found = digest_bytes(data[: _DIGEST.start] + NO_DIGEST.encode() + data[_DIGEST.stop :])
     if not data.startswith(_START) or record.digest != found:
         raise CorruptFile(
-            f"`{printable(path)}`: the index has digest {found}, the record in it says {printable(record.digest[:80])}: "
-            f"damaged, or rewritten by a program that copied the metadata key `{RECORD}`, which must then be left out",
+            f"`{printable(path)}`: the index has digest {found}, the record in it says "
+            f"{printable(record.digest[:80])}: damaged, or rewritten by a program that copied the metadata key `{RECORD}`, which must then be left out",
             file=path,
         )
 
