@@ -212,7 +212,8 @@ def _check_record(data: bytes, record: _Record, path: str) -> None:
     if not data.startswith(_START) or record.digest != found:
         raise CorruptFile(
             f"`{printable(path)}`: the index has digest {found}, the record in it says "
-            f"{printable(record.digest[:80])}: damaged, or rewritten by a program that copied the metadata key `{RECORD}`, which must then be left out",
+            f"{printable(record.digest[:80])}: damaged, or rewritten by a program that copied the metadata key "
+            f"`{RECORD}`, which must then be left out",
             file=path,
         )
 
