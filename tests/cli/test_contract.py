@@ -54,6 +54,7 @@ CASES = {
     "extract": Verb("{net} 0 -o {new}"),
     "fetch": Verb("{net} {folder}", corrupt=False, missing=False),
     "inspect": Verb("{net}"),
+    "lint": Verb("{script}", differs="{mistaken}", corrupt=False),
     "ls": Verb("{run}", corrupt=False),
     "merge": Verb("a={net} b={other} -o {new}", differs="{net} {net} -o {new}"),
     "path": Verb("{run}@best", corrupt=False),
@@ -71,7 +72,7 @@ CASES = {
     "verify": Verb("{net}", differs="--strict {plain}"),
     "view": Verb("{net} -o {new}"),
 }
-FILES = ("{net}", "{run}", "{whole}", "{old}", "{other}", "{folder}")
+FILES = ("{net}", "{run}", "{whole}", "{old}", "{other}", "{folder}", "{script}")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {"model": net.state_dict(), "optimizer": torch.optim.SGD(net.parameters()).state_dict(), "epoch": 0}
     torch.save(state, root / "old" / "epoch_0.pth")
     (root / "model.py").write_text("from torch import nn\nNet = lambda: nn.Sequential(nn.Linear(4, 3))\n")
+    (root / "train.py").write_text("import holdfast\nholdfast.save(net, 'net.pt')\n")
+    (root / "mistaken.py").write_text("import torch\ntorch.save(net, 'net.pt')\nnet.load_state_dict(s, strict=False)\n")
     with library.Run(root / "run", model=net, best="loss:min") as run:
         run.save(step=1, epoch=0, metrics={"loss": 1.0})
         run.save(step=2, epoch=1, metrics={"loss": 2.0})
@@ -102,6 +105,7 @@ def files(made: Path, tmp_path: Path) -> dict[str, str]:
     """Copies of them, by the names that the cases use."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     names = {"net": "net.pt", "other": "other.pt", "whole": "whole.pth", "plain": "plain.pth", "model": "model.py"}
+    names |= {"script": "train.py", "mistaken": "mistaken.py"}
     found = {name: str(tmp_path / file) for name, file in names.items()}
     return found | {name: str(tmp_path / name) for name in ("run", "old", "new")} | {"folder": str(tmp_path)}
 
@@ -245,6 +249,8 @@ def evil(files: dict[str, str], tmp_path: Path) -> dict[str, str]:
     torch.save(nn.ModuleDict({EVIL.replace(".", ""): nn.Linear(2, 2)}), home / "whole.pth")
     (home / "old").mkdir()
     torch.save({EVIL: {"w": torch.ones(1)}, "epoch": EVIL, "optimizer": 3}, home / "old" / f"{EVIL}_epoch_1.pth")
+    for name in ("train.py", "mistaken.py"):
+        (home / name).write_text(f"import torch\ntorch.save(net, {EVIL!r})\nbest = a['{EVIL[1:3]}'].state_dict()\n")
     objects = {EVIL: {"class": EVIL, "kind": EVIL}}
     for step in (1, 2):
         commit(

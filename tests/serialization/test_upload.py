@@ -159,7 +159,7 @@ def test_a_disk_that_fails_at_any_read(
     file = tmp_path / "net.safetensors"
     holdfast.save({"model": Net(1)}, file)
     reads = Failing(monkeypatch)
-    holdfast.restore(file, model=Net(2))
+    holdfast.restore(file, model=Net(2), spare=spare)
     total, kinds = reads.count, set()
     for left in range(2, total, 7):
         reads.begin(left)
@@ -171,7 +171,7 @@ def test_a_disk_that_fails_at_any_read(
         assert same(live, Net(2)) or type(caught.value) is RestoreIncomplete
     assert (RestoreIncomplete in kinds) is not spare
     reads.begin(total)
-    holdfast.restore(file, model=live)
+    holdfast.restore(file, model=live, spare=spare)
     assert same(live, Net(1))
 
 

@@ -15,8 +15,8 @@ from holdfast.runs.history import remember
 from holdfast.runs.lock import lock_run
 from holdfast.runs.moves import prune, sweep_run
 from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
-from holdfast.runs.run_file import read_pins, read_run_file
-from holdfast.runs.standing import Rules, read_rules, scan_run
+from holdfast.runs.run_file import RunFile, read_pins, read_run_file
+from holdfast.runs.standing import Rules, rules_of, scan_run
 from holdfast.runs.verify import verify
 from holdfast.state.paths import printable
 from holdfast.storage.meter import Meter
@@ -42,9 +42,8 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
             if not all(one.keep for one in plan.decisions):
                 with progress(folder, quiet=as_json) as meter:
                     _check_newest(plan.catalog, meter)
-            run = read_run_file(folder)
-            if run is not None:
-                remember(folder, run, plan.catalog, plan.decisions)
+            if plan.run is not None:
+                remember(folder, plan.run, plan.catalog, plan.decisions)
             prune(plan.catalog, plan.decisions)
             sweep_run(folder)  # what killed writers left: this process holds the lock
     if as_json:
@@ -54,6 +53,7 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
 
 
 class _Plan(NamedTuple):
+    run: RunFile | None
     catalog: Catalog
     rules: Rules
     decisions: list[Decision]
@@ -71,7 +71,8 @@ class _Plan(NamedTuple):
 
 def _plan(folder: str, keep: str | None) -> _Plan:
     catalog = scan_run(folder)
-    rules = read_rules(folder, keep)
+    run = read_run_file(folder)
+    rules = rules_of(run, folder, keep)
     if not rules.keep:
         raise ArgumentError(
             f"`{printable(folder)}`: the run has no retention rules, so all its checkpoints stay; give some, such as "
@@ -79,7 +80,7 @@ def _plan(folder: str, keep: str | None) -> _Plan:
             file=folder,
         )
     now = datetime.datetime.now(datetime.UTC)
-    return _Plan(catalog, rules, plan_prune(catalog.checkpoints, rules.keep, now, pins=read_pins(folder)))
+    return _Plan(run, catalog, rules, plan_prune(catalog.checkpoints, rules.keep, now, pins=read_pins(folder)))
 
 
 def _check_newest(catalog: Catalog, meter: Meter) -> None:

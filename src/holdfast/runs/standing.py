@@ -12,7 +12,7 @@ from holdfast.runs.catalog import Catalog, Listed, best, is_run, read_reason, sc
 from holdfast.runs.history import history
 from holdfast.runs.layout import QUARANTINE, RUN_FILE, SUPERSEDED, parse_step
 from holdfast.runs.retention import Decision, KeepSize, Rule, parse_keep, plan_prune, with_best
-from holdfast.runs.run_file import BestRule, EpochMetrics, parse_bests, read_pins, read_run_file
+from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, parse_bests, read_pins, read_run_file
 from holdfast.state.paths import printable
 from holdfast.storage.places import absolute
 
@@ -106,18 +106,18 @@ def scan_run(root: str | os.PathLike[str]) -> Catalog:
     return catalog
 
 
-def read_rules(root: str, keep: str | None = None) -> Rules:
-    """The rules in a run.json.
+def rules_of(run: RunFile | None, root: str, keep: str | None = None) -> Rules:
+    """The rules that a run.json has.
 
     Args:
-        root: the run's folder.
+        run: what it says; None when there is none.
+        root: the run's folder, for messages.
         keep: retention rules to take in place of the run's own; the best checkpoint is kept besides.
 
     Raises:
-        FormatError: run.json is damaged, or has a rule that can't be read.
+        CorruptFile: it has a rule that can't be read.
         ArgumentError: ``keep`` can't be read, or is empty.
     """
-    run = read_run_file(root)
     try:
         bests = parse_bests(run.best) if run is not None and run.best else ()
         own = parse_keep(run.keep, best=bests) if keep is None and run is not None and run.keep else ()
@@ -137,8 +137,8 @@ def standing(catalog: Catalog, now: datetime.datetime) -> Standing:
     notes: list[str] = []
     rules, pins, past = Rules(), dict[str, int](), list[EpochMetrics]()
     try:
-        rules = read_rules(catalog.root)
-        past = history(read_run_file(catalog.root), catalog)
+        run = read_run_file(catalog.root)
+        rules, past = rules_of(run, catalog.root), history(run, catalog)
     except FormatError as reason:
         notes.append(str(reason))
     try:
