@@ -88,7 +88,14 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "__main__", program)
     for name, value in TORCHRUN.items() if page == "docs/distributed.md" else ():
         monkeypatch.setenv(name, value)
-    namespace = vars(program)
+    try:
+        run_blocks(page, vars(program))
+    finally:  # a block that fails must not leave its process group to the next page
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def run_blocks(page: str, namespace: dict[str, Any]) -> None:
     printed = ""
     for block in blocks(page):
         if block.kind == "preamble":

@@ -144,16 +144,25 @@ def test_what_is_in_the_run_is_not_named(run_dir: Path) -> None:
     its_net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     its_sgd = SGD(its_net.parameters(), lr=0.1)
     warm, rest = lr_scheduler.ConstantLR(its_sgd), lr_scheduler.StepLR(its_sgd, 3)
-    scheduler = lr_scheduler.SequentialLR(its_sgd, [warm, rest], milestones=[2])
-    generator = torch.Generator()
-    loader = DataLoader(range(8), shuffle=True, generator=generator)
-    torch.rand(1, generator=generator)
+    its_sched = lr_scheduler.SequentialLR(its_sgd, [warm, rest], milestones=[2])
+    its_draws = torch.Generator()
+    its_loader = DataLoader(range(8), shuffle=True, generator=its_draws)
+    torch.rand(1, generator=its_draws)
     hung = Stopper()
     keeps = Keeps({"deep": [hung]})
     wrapped = nn.DataParallel(its_net)
     whole = nn.ModuleDict({"only": its_net})  # a second view of the same weights
-    with holdfast.Run(run_dir, model=its_net, optimizer=its_sgd, sched=scheduler, keeps=keeps, loader=loader) as run:
+    parts = {"model": its_net, "optimizer": its_sgd, "sched": its_sched, "keeps": keeps, "loader": its_loader}
+    with holdfast.Run(run_dir, **parts) as run:
         assert not names(run.audit()).keys() & set(locals())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_module_that_is_alive_hides_no_other(run_dir: Path) -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    forgotten = nn.Linear(2, 2)
+    with holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run:
+        assert names(run.audit())["forgotten"] == "module"
 
 
 class Drawn(torch.utils.data.Sampler[int]):

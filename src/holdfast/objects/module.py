@@ -35,8 +35,9 @@ def _inner(module: nn.Module) -> tuple[str, nn.Module] | None:
     """The name and the module inside a wrapper; None for a module of the user's own."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return "module", module.module
-    inner = module.__dict__.get("_modules", {}).get("_orig_mod")
-    # what torch.compile returns; naming its class would import the compiler
+    parts = module.__dict__.get("_modules")
+    # what torch.compile returns; naming its class would import the compiler. A scripted module has no dict of its parts
+    inner = parts.get("_orig_mod") if isinstance(parts, dict) else None
     return ("_orig_mod", inner) if isinstance(inner, nn.Module) else None
 
 
