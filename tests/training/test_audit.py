@@ -161,6 +161,7 @@ def test_what_is_in_the_run_is_not_named(run_dir: Path) -> None:
 def test_a_scripted_module_that_is_alive_hides_no_other(run_dir: Path) -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
     forgotten = nn.Linear(2, 2)
+    forgotten(torch.ones(2)).sum().backward()
     with holdfast.Run(run_dir, model=nn.Linear(1, 1)) as run:
         assert names(run.audit())["forgotten"] == "module"
 

@@ -138,17 +138,60 @@ def test_metrics_outlive_the_checkpoints_that_are_pruned(run_dir: Path, backgrou
     assert newest.manifest.metrics == {"loss": 2.0}
 
 
-def test_epochs_whose_items_the_run_does_not_see_are_steps(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_epochs_whose_items_the_run_does_not_see_are_saved_at_their_ends(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with holdfast.Run(run_dir, **parts()) as run:
         for epoch in run.epochs(3):
             for _ in ITEMS:
                 pass
             run.end(epoch, loss=float(epoch))
-    assert steps(run_dir) == [1, 2, 3]
-    assert caplog.text.count("no item of this epoch went through run.batches: the epoch counts as one step") == 1
+    assert steps(run_dir) == [0, 1, 2]
+    assert caplog.text.count("no item of this epoch went through run.batches: a training that is killed inside") == 1
     with holdfast.Run(run_dir, **parts()) as run:
         assert list(run.epochs(4)) == [3]
-    assert steps(run_dir) == [1, 2, 3, 4]
+        assert run.position == Position(4, 0, 0)
+    assert steps(run_dir) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_end_of_an_epoch_is_saved_after_a_save_behind_its_last_item(run_dir: Path, background: bool) -> None:
+    with holdfast.Run(run_dir, background=background, **parts()) as run:
+        for _ in run.batches(ITEMS):
+            if run.position.batch == len(ITEMS) - 1:
+                run.save()
+        assert run.end(0, loss=1.0).step == 6
+        assert run.position == Position(1, 5, 0)
+        with pytest.raises(ArgumentError, match="step 5 is saved already"):
+            run.save()
+    assert steps(run_dir) == [5, 6]
+    train(run_dir, 3)
+    assert steps(run_dir) == [5, 6, 10, 15]
+    (newest,) = [one.manifest for one in scan(run_dir).readable if one.step == 6]
+    assert newest is not None
+    assert (newest.items, newest.items_done, newest.metrics) == (5, 5, {"loss": 1.0})
+
+
+def test_a_training_that_was_stopped_in_the_evaluation_goes_on_to_the_end_of_the_epoch(run_dir: Path) -> None:
+    """The save lies behind the last item and before the end, which is another place of the same step."""
+
+    def preempted() -> None:
+        with holdfast.Run(run_dir, save="1ep exception", **parts()) as run:
+            for _ in run.epochs(2):
+                assert list(run.batches(ITEMS))
+                raise InterruptedError("in the evaluation")
+
+    with pytest.raises(InterruptedError):
+        preempted()
+    assert steps(run_dir) == [5]
+    with holdfast.Run(run_dir, save="1ep exception", **parts()) as run:
+        seen = []
+        for epoch in run.epochs(2):
+            seen += list(run.batches(ITEMS))
+            run.end(epoch, loss=2.0)
+    assert len(seen) == len(ITEMS), "the first epoch was done"
+    assert steps(run_dir) == [5, 6, 10]
+    assert run.position == Position(2, 10, 0)
 
 
 def test_the_commit_at_the_end_has_the_metrics_of_its_epoch(run_dir: Path) -> None:

@@ -79,6 +79,19 @@ def test_a_signal_saves_and_leaves(
     assert run(tmp_path / "run").stdout == whole
 
 
+@pytest.mark.parametrize("where", ["body4", "evaluation0", "evaluation1"])
+def test_a_signal_behind_the_last_item_leaves_the_end_of_the_epoch_to_be_saved(
+    where: str, tmp_path: Path, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", SCRIPT.replace('"100ep signal"', '"1ep signal"'))
+    told = run(tmp_path / "run", where, signal.SIGTERM)
+    assert told.returncode == 128 + signal.SIGTERM, told.stderr
+    assert run(tmp_path / "run").stdout == whole
+    places = [(one.manifest.items_done, one.manifest.batch) for one in scan(tmp_path / "run").readable if one.manifest]
+    done = 10 if where == "evaluation1" else 5
+    assert {(done, 5), (done, 0)} <= set(places), "behind the last item, and the end"
+
+
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     told = run(tmp_path / "run", "body3 twice", signal.SIGINT)
     assert "KeyboardInterrupt" in told.stderr

@@ -46,6 +46,7 @@ def _as_json(folder: str, manifest: Manifest, verdict: Verdict) -> dict[str, Any
         "step": manifest.step,
         "epoch": manifest.epoch,
         "batch": manifest.batch,
+        "items": manifest.items_done,
         "time": manifest.time.isoformat(),
         "metrics": metrics_to_json(manifest.metrics),
         "files": {name: {"size": record.size, "digest": record.digest} for name, record in manifest.files.items()},
@@ -58,7 +59,9 @@ def _as_json(folder: str, manifest: Manifest, verdict: Verdict) -> dict[str, Any
 def _print(folder: str, manifest: Manifest, verdict: Verdict) -> None:
     say(printable(folder))
     position = [f"step {manifest.step}"]
-    position += [f"{name} {value}" for name in ("epoch", "batch") if (value := getattr(manifest, name)) is not None]
+    position += [
+        f"{name} {value}" for name in ("epoch", "batch", "items") if (value := getattr(manifest, name)) is not None
+    ]
     say(f"  {', '.join(position)}, {manifest.time:%Y-%m-%d %H:%M:%S %Z}, run {printable(manifest.run)}")
     if verdict is not None:
         say(f"  {verdict[0]}: {'; '.join(verdict[1])}")

@@ -51,10 +51,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         run: id of the run that wrote it.
-        step: completed items of the loader since the run began.
+        step: completed items of the loader since the run began; the next free number where that is taken.
         time: when it was committed, with a time zone; UTC in the file.
         epoch: the epoch to go on with, None when the run counts none.
         batch: items of that epoch that are done.
+        items: completed items, where the step is another number: the end of an epoch after a save behind its last item.
         metrics: by name; NaN and infinities are kept, None is "not measured".
         files: every other file of the folder.
         objects: what was recorded of each object, by name: ``kind``, ``class``, how to construct it.
@@ -75,6 +76,12 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     environment: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     data: str = ""
+    items: int | None = None
+
+    @property
+    def items_done(self) -> int:
+        """Completed items of the loader since the run began."""
+        return self.step if self.items is None else self.items
 
 
 class _Version(msgspec.Struct):
@@ -96,6 +103,7 @@ class _Wire(msgspec.Struct):
     environment: dict[str, Any]
     metadata: dict[str, str]
     data: str | msgspec.UnsetType = msgspec.UNSET
+    items: int | msgspec.UnsetType = msgspec.UNSET
     digest: str = ""
 
 
@@ -121,6 +129,7 @@ def encode(manifest: Manifest) -> bytes:
         environment=to_json(manifest.environment, _not_plain),
         metadata=manifest.metadata,
         data=manifest.data or msgspec.UNSET,
+        items=msgspec.UNSET if manifest.items is None else manifest.items,
         digest="",
     )
     body = msgspec.json.format(msgspec.json.encode(wire), indent=2)
@@ -153,6 +162,7 @@ def decode(data: bytes, file: str) -> Manifest:
         environment=wire.environment if plain else from_json(wire.environment, _no_tensor, file),
         metadata=wire.metadata,
         data=wire.data if isinstance(wire.data, str) else "",
+        items=wire.items if isinstance(wire.items, int) else None,
     )
     _check_decoded(manifest, file)
     return manifest
@@ -279,7 +289,7 @@ def _no_tensor(reference: Any) -> Any:
 
 
 def _check_counts(manifest: Manifest) -> None:
-    for name in ("step", "epoch", "batch"):
+    for name in ("step", "epoch", "batch", "items"):
         value = getattr(manifest, name)
         if value is not None and not 0 <= value <= MAX_STEP:
             raise ArgumentError(f"{name} {value} of a checkpoint is not between 0 and {MAX_STEP}", step=manifest.step)

@@ -74,13 +74,16 @@ class Commits:
             moment["loader"] = loader.capture(batch)
         return moment
 
-    def make(self, at: Position, metrics: Mapping[str, float], moment: Mapping[str, Any]) -> Committed:
+    def make(
+        self, at: Position, metrics: Mapping[str, float], moment: Mapping[str, Any], *, exact: bool = False
+    ) -> Committed:
         """Commits the objects as they are.
 
         Args:
             at: where training goes on from this commit.
             metrics: by name.
             moment: what :meth:`moment` gave.
+            exact: whether the program says the step, which must be free then; so must be a place that is saved.
         """
         begin = time.perf_counter()
         self.settle(wait=True)
@@ -88,7 +91,8 @@ class Commits:
         if self._args is not None:
             tree["args"] = self._args
         first, self._said = not self._said, True
-        facts = Facts(at.step, at.epoch, at.batch, dict(metrics) or self._known_metrics(at))
+        step = self._folder.number_for(at.step, exact=exact or self.at == at)
+        facts = Facts(step, at.step, at.epoch, at.batch, dict(metrics) or self._known_metrics(at))
         with self._active():
             document, notes = document_of(tree, row_major=True, shards=self._folder.together)
             committed = self._saver.save(document, facts, self._groups(), begin)

@@ -13,6 +13,11 @@ from holdfast.training.resuming import Position
 
 log = logging.getLogger("holdfast")
 
+UNSEEN = (
+    "no item of this epoch went through run.batches: a training that is killed inside an epoch begins it again; "
+    "`for item in run.batches(loader)` goes on in the middle"
+)
+
 
 class Feed:
     """What ``batches`` reads.

@@ -47,13 +47,15 @@ class Facts(msgspec.Struct, frozen=True):
     """What a commit says beside the state.
 
     Attributes:
-        step: items of the loader done.
+        step: the number of the checkpoint.
+        items: items of the loader done.
         epoch: the epoch to go on with.
         batch: items of that epoch that are done.
         metrics: by name.
     """
 
     step: int
+    items: int
     epoch: int
     batch: int
     metrics: dict[str, float] = {}
@@ -214,15 +216,26 @@ class RunFolder:
         log.warning("run %s: step %d is damaged and was set aside in quarantine/: %s", self.root, step, reason)
 
     def path_of(self, step: int) -> str:
-        """The folder of a step that is about to be saved.
+        """The folder of a step."""
+        return os.path.join(self.root, step_name(step))
+
+    def number_for(self, items: int, *, exact: bool) -> int:
+        """The number of a checkpoint that is about to be saved.
+
+        Args:
+            items: how many are done: its number, if that is free.
+            exact: whether it must be. Else the next free number will do: behind the last item of an epoch a signal may
+                have saved, before the epoch's end, which is another place and wants to be saved too.
 
         Raises:
-            ArgumentError: it exists, or lies behind one that does.
+            ArgumentError: it must be this one, which exists, or lies behind one that does.
         """
-        path = os.path.join(self.root, step_name(step))
+        newest = newest_step(self.root)
+        if newest is not None and newest >= items and not exact:
+            return newest + 1
+        step, path = items, self.path_of(items)
         if is_there(os.path.join(path, MANIFEST) if is_url(path) else path):
             raise ArgumentError(f"`{path}`: step {step} is saved already; a step is saved once", file=path, step=step)
-        newest = newest_step(self.root)
         if newest is not None and newest > step:  # retention would take it for an old one and delete it
             raise ArgumentError(
                 f"`{path}`: step {step} lies behind step {newest}, which is saved; steps go up. resume='@step=N' goes "
@@ -230,13 +243,14 @@ class RunFolder:
                 file=path,
                 step=step,
             )
-        return path
+        return step
 
     def manifest(self, facts: Facts) -> Manifest:
         """What a commit says, without its files."""
         return Manifest(
             run=self.run.run,
             step=facts.step,
+            items=None if facts.items == facts.step else facts.items,
             time=datetime.datetime.now(datetime.UTC),
             epoch=facts.epoch,
             batch=facts.batch,

@@ -154,7 +154,7 @@ def _restore(checkpoint: Checkpoint, folder: RunFolder, objects: Mapping[str, An
         log.warning("run %s: %s", root, note)
     for note in own.notes:
         log.warning("run %s: %s", root, note)
-    position = Position(manifest.epoch or 0, manifest.step, own.batch)
+    position = Position(manifest.epoch or 0, manifest.items_done, own.batch)
     return Resumed(position, random_state, loader)
 
 

@@ -17,7 +17,7 @@ from holdfast.training.auditing.drift import Baseline
 from holdfast.training.background import parse_background
 from holdfast.training.commits import Commits, number_of
 from holdfast.training.committed import Committed
-from holdfast.training.feed import Feed
+from holdfast.training.feed import UNSEEN, Feed
 from holdfast.training.notebook import run_html
 from holdfast.training.proof import trial
 from holdfast.training.resuming import Position, resume_run, take_objects, take_weights
@@ -28,10 +28,6 @@ from holdfast.training.together import open_folder
 from holdfast.training.triggers import is_due, is_timed, parse_triggers
 
 log = logging.getLogger("holdfast")
-_UNSEEN = (
-    "no item of this epoch went through run.batches: the epoch counts as one step, and a training that is killed in "
-    "the middle of one begins it again; `for item in run.batches(loader)` goes on there"
-)
 
 
 class Run:
@@ -175,7 +171,7 @@ class Run:
             yield epoch
             if self._epoch == epoch:
                 self.end(epoch)
-        if self._step and self._commits.at != self.position:
+        if self._epoch and self._commits.at != self.position:
             self._commit({})
         self.wait()
 
@@ -226,7 +222,7 @@ class Run:
 
     def _save_rest(self) -> None:
         """Commits the present position, unless it is, and waits for it."""
-        if self._step and self._commits.at != self.position:
+        if (self._step or self._epoch) and self._commits.at != self.position:
             known = self._rest is not None and self._rest[0] == self.position
             self._commit({}, self._rest[1] if self._rest is not None and known else None)
         self.wait()
@@ -285,7 +281,7 @@ class Run:
     def end(self, epoch: int, **metrics: Any) -> Committed | None:
         """Ends an epoch: commits when a save rule or a new best asks for it, else only keeps the metrics.
 
-        An epoch of which no item went through ``batches`` counts as one step: it can be resumed at its ends only.
+        An epoch of which no item went through ``batches`` can be resumed at its ends only.
 
         Args:
             epoch: the epoch that ends, as ``epochs`` gave it.
@@ -303,10 +299,8 @@ class Run:
         values = {name: number_of(name, value) for name, value in metrics.items()}
         self._count()
         self._inside = True  # a signal waits for the metrics to be committed
-        if not self._batch:
-            self._step += 1
-            if epoch == 0:
-                log.warning("run %s: %s", self.path, _UNSEEN)
+        if not self._batch and not epoch:
+            log.warning("run %s: %s", self.path, UNSEEN)
         self._epoch, self._batch = epoch + 1, 0
         seconds = time.monotonic() - self._commits.time
         reason = self._due or is_due(
@@ -355,7 +349,8 @@ class Run:
             self._step = step
         if epoch is not None:
             self._epoch = epoch
-        committed = self._commit({name: number_of(name, value) for name, value in (metrics or {}).items()})
+        values = {name: number_of(name, value) for name, value in (metrics or {}).items()}
+        committed = self._commit(values, exact=step is not None)
         if not self._counts:
             self._go_if_told()
         return committed
@@ -375,11 +370,16 @@ class Run:
         return self._commits.moment(self._feed.part, self._batch)
 
     def _commit(
-        self, metrics: Mapping[str, float], moment: dict[str, Any] | None = None, at: Position | None = None
+        self,
+        metrics: Mapping[str, float],
+        moment: dict[str, Any] | None = None,
+        at: Position | None = None,
+        *,
+        exact: bool = False,
     ) -> Committed:
         """Commits the objects as they are, at the present position or ``at`` another."""
-        first = self._commits.at is None
-        committed = self._commits.make(at or self.position, metrics, self._moment() if moment is None else moment)
+        first, moment = self._commits.at is None, self._moment() if moment is None else moment
+        committed = self._commits.make(at or self.position, metrics, moment, exact=exact)
         self._due = None
         for note in self._feed.notes() if first else ():
             log.info("run %s: %s", self.path, note)

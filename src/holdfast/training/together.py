@@ -120,10 +120,10 @@ class GroupFolder(RunFolder):
         here = super().has_quarantined
         return self._group.ask(here)
 
-    def path_of(self, step: int) -> str:
+    def number_for(self, items: int, *, exact: bool) -> int:
         """As in one process. A step that all take."""
-        here = super().path_of
-        return self._group.ask(lambda: here(step))
+        here = super().number_for
+        return self._group.ask(lambda: here(items, exact=exact))
 
     def note_metrics(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keeps rank 0's metrics. A step that all take."""

@@ -86,7 +86,7 @@ _ABSENT = _Absent()
 def _leaves(checkpoint: Checkpoint) -> dict[str, Any]:
     manifest = checkpoint.manifest
     found: dict[str, Any] = {
-        "position.step": manifest.step,
+        "position.step": manifest.items_done,
         "position.epoch": manifest.epoch,
         "position.batch": manifest.batch,
     }
