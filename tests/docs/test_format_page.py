@@ -70,8 +70,8 @@ def test_the_tree_of_files_is_the_real_one(root: Path) -> None:
 
 def test_the_manifest_has_these_fields(root: Path) -> None:
     manifest = json.loads((root / "step-00000003" / "manifest.json").read_text())
-    only_in_stores = {"data"}  # tests/remote/test_runs.py looks at it there
-    assert set(manifest) == fields("manifest.json") - {"size", "head"} - only_in_stores
+    left_out = {"data", "items"}  # tests/remote/test_runs.py and tests/training/test_run.py look at them
+    assert set(manifest) == fields("manifest.json") - {"size", "head"} - left_out
     assert list(manifest)[-1] == "digest"
 
 
