@@ -7,7 +7,7 @@ import pytest
 from tests.docs.pages import recipes
 
 SHOWN = {
-    "R1": ["holdfast.summary(net)", "holdfast.summary(optimizer)", "holdfast inspect"],
+    "R1": ["holdfast.summary(net)", 'holdfast.summary({"model": net', "holdfast inspect"],
     "R2": ["holdfast.save(net,", "holdfast.restore(", "model=net"],
     "R3": ["config=", "holdfast.build(", "factory=Net", "compat.load("],
     "R4": ["holdfast.rescue(", "holdfast rescue", "--skeleton", "holdfast.restore(", "model=NewNet()"],
