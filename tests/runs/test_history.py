@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import StorageError
 from holdfast.runs import history
-from holdfast.runs.catalog import Catalog, Listed, scan
+from holdfast.runs.catalog import Catalog, Listed
 from holdfast.runs.history import gone_back, remember
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.moves import prune_remembering
 from holdfast.runs.retention import Decision
-from holdfast.runs.run_file import EpochMetrics, RunFile, read_run_file, write_run_file
-from tests.runs.hand_made import commit
+from holdfast.runs.run_file import EpochMetrics, RunFile, read_run_file
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 RUN = RunFile("0123456789abcdef", NOW, uncommitted=(EpochMetrics(15, 1, {"loss": 4.0}),))
@@ -51,22 +48,6 @@ def test_a_step_is_told_once(tmp_path: Path) -> None:
 def test_nothing_is_written_for_checkpoints_without_metrics(tmp_path: Path) -> None:
     assert remember(str(tmp_path), RUN, catalog(listed(10, 1), listed(40, 4)), let_go(10)) is RUN
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_pruned_before_the_metrics_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in (10, 20):
-        commit(tmp_path, step, {"epoch": step}, metrics={"loss": 1.0})
-
-    def full(root: str, run: RunFile) -> None:
-        if (tmp_path / "step-00000010").exists():
-            raise StorageError("no space left", file=root)
-        write_run_file(root, run)
-
-    monkeypatch.setattr(history, "write_run_file", full)
-    run, steps = prune_remembering(str(tmp_path), RUN, scan(tmp_path), let_go(10))
-    assert (steps, [one.step for one in scan(tmp_path).readable]) == ([10], [20])
-    assert run == read_run_file(tmp_path)
-    assert [line.step for line in run.pruned] == [10]
 
 
 def test_what_lies_behind_the_step_gone_back_to_is_forgotten(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from holdfast.cli.output import coloured, say, say_json, say_table, size_text
 from holdfast.cli.progress import progress
 from holdfast.errors import ArgumentError, CorruptFile
 from holdfast.runs.catalog import Catalog
+from holdfast.runs.history import remember
 from holdfast.runs.lock import lock_run
-from holdfast.runs.moves import prune, prune_remembering, sweep_run
+from holdfast.runs.moves import prune, sweep_run
 from holdfast.runs.retention import Decision, keep_text, kept_bytes, plan_prune
 from holdfast.runs.run_file import RunFile, read_pins, read_run_file
 from holdfast.runs.standing import Rules, rules_of, scan_run
@@ -41,10 +42,9 @@ def command(folder: str, keep: str | None, dry_run: bool, as_json: bool) -> None
             if not all(one.keep for one in plan.decisions):
                 with progress(folder, quiet=as_json) as meter:
                     _check_newest(plan.catalog, meter)
-            if plan.run is None:
-                prune(plan.catalog, plan.decisions)
-            else:
-                prune_remembering(folder, plan.run, plan.catalog, plan.decisions)
+            if plan.run is not None:
+                remember(folder, plan.run, plan.catalog, plan.decisions)
+            prune(plan.catalog, plan.decisions)
             sweep_run(folder)  # what killed writers left: this process holds the lock
     if as_json:
         say_json(_as_json(plan, dry_run=dry_run))

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from holdfast.errors import ArgumentError, FormatError, NotFound, StorageError
 from holdfast.runs.catalog import Catalog, scan
-from holdfast.runs.history import remember
 from holdfast.runs.layout import PINS, QUARANTINE, REASON, SUPERSEDED, parse_leftover, step_name
 from holdfast.runs.manifest import read_manifest
 from holdfast.runs.retention import Decision
-from holdfast.runs.run_file import RunFile
 from holdfast.state.encoding import dumps
 from holdfast.state.paths import printable
 from holdfast.storage.atomic import DELETING, remove_folder, sweep
@@ -65,22 +63,6 @@ def prune(catalog: Catalog, decisions: Sequence[Decision], *, syscalls: Syscalls
             file=catalog.root,
         ) from failures[0]
     return doomed
-
-
-def prune_remembering(
-    root: str, run: RunFile, catalog: Catalog, decisions: Sequence[Decision]
-) -> tuple[RunFile, list[int]]:
-    """Prunes, and keeps the metrics: written before, or behind the deletion where a full disk has no room for them.
-
-    Raises:
-        ArgumentError, StorageError: as :func:`prune` and :func:`~holdfast.runs.history.remember`.
-    """
-    try:
-        run = remember(root, run, catalog, decisions)
-    except StorageError:
-        steps = prune(catalog, decisions)  # what is deleted makes the room
-        return remember(root, run, catalog, decisions), steps
-    return run, prune(catalog, decisions)
 
 
 def _remove(catalog: Catalog, step: int, syscalls: Syscalls) -> None:

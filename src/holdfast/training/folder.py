@@ -24,11 +24,11 @@ from holdfast.errors import (
 from holdfast.formats.base import Document
 from holdfast.runs.catalog import Listed, beaten, best, newest_step, scan
 from holdfast.runs.checkpoint import Checkpoint, open_checkpoint
-from holdfast.runs.history import gone_back
+from holdfast.runs.history import gone_back, remember
 from holdfast.runs.layout import MANIFEST, step_name
 from holdfast.runs.lock import lock_run
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.moves import prune_remembering, quarantine, supersede, sweep_run
+from holdfast.runs.moves import prune, quarantine, supersede, sweep_run
 from holdfast.runs.placing import Groups
 from holdfast.runs.retention import KeepLast, Rule, plan_prune
 from holdfast.runs.run_file import BestRule, EpochMetrics, RunFile, read_pins, read_run_file, write_run_file
@@ -298,8 +298,8 @@ class RunFolder:
             now = datetime.datetime.now(datetime.UTC)
             decisions = plan_prune(catalog.checkpoints, self.keep, now, pins=read_pins(self.root))
             with self._noting:
-                self.run, steps = prune_remembering(self.root, self.run, catalog, decisions)
-            return steps
+                self.run = remember(self.root, self.run, catalog, decisions)
+            return prune(catalog, decisions)
         except HoldfastError as reason:
             log.warning("run %s: pruning stopped, nothing that must be kept is lost: %s", self.root, reason)
             return []
